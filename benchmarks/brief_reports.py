@@ -1,0 +1,161 @@
+"""One setting in full: configuration, sparsity, performance. ``run.py --report NAME`` prints it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import json.decoder
+import math
+import typing
+from collections.abc import Callable
+
+import numpy as np
+
+import numba_sparse_attn as nsa
+
+from .cases import AttentionCase, PatternSpec
+from .runner import Field, run_case
+from .tables import format_bytes, format_seconds, format_table
+
+__all__ = ["REPORTS"]
+
+#: Longest pattern whose rows are listed and which is run; beyond, the report stops at the sparsity.
+LONGEST = 16_384
+
+
+def _section(title: str, lines: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines)
+    return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
+
+
+def _sparsity(pattern: nsa.Pattern, beside: list[tuple[str, str]]) -> str:
+    n_q, n_k = pattern.shape
+    tiles = pattern.tiles()
+    lines = [
+        ("selected pairs", f"{pattern.nnz:,} of {n_q * n_k:,}"),
+        ("sparsity", f"{pattern.sparsity:.2%}"),
+        ("keys per query, mean", f"{pattern.nnz / n_q:.1f}"),
+    ]
+    if n_q <= LONGEST:
+        lengths = np.diff(pattern.rows().indptr)
+        lines.append(("fewest, median, most", f"{lengths.min()}, {int(np.median(lengths))}, {lengths.max()}"))
+    return _section(
+        "Sparsity",
+        [
+            *lines,
+            ("tiles of 128 x 128", f"{tiles.full_count:,} full, {tiles.partial_count:,} partial"),
+            ("pairs selected in them", f"{tiles.fill:.1%}"),
+            ("memory of the tiles", f"{format_bytes(tiles.nbytes)}, {len(tiles.pool)} different masks"),
+            ("a dense mask would take", format_bytes(math.prod(pattern.shape))),
+            *beside,
+        ],
+    )
+
+
+def _performance(spec: PatternSpec, seed: int) -> str:
+    lines = []
+    for direction, peers in (("forward", ("torch_flex", "torch_sdpa")), ("backward", ("torch_sdpa",))):
+        case = AttentionCase(f"report/{spec.function}_{direction}", spec, direction=direction, peers=peers)
+        for row in run_case(case, Field.here(), seed, 2.0):
+            if row["status"] != "measured":
+                lines.append([direction, row["contender"], f"{row['status']}: {row['reason']}", "", "", ""])
+                continue
+            lines.append(
+                [
+                    direction,
+                    row["contender"],
+                    format_seconds(row["seconds"]),
+                    f"{row['gflops']:.0f}",
+                    f"{row['speedup_dense']:.2f}x" if "speedup_dense" in row else "",
+                    f"{row['efficiency']:.0%}" if "efficiency" in row else "",
+                ]
+            )
+    header = ["pass", "by", "time", "GFLOP/s", "over dense", "of ideal"]
+    table = format_table(header, lines)
+    return "Performance\n" + "\n".join("  " + line for line in table.splitlines())
+
+
+def _report(
+    title: str,
+    spec: PatternSpec,
+    configuration: list[tuple[str, str]],
+    beside: list[tuple[str, str]],
+    seed: int,
+) -> str:
+    """`beside` are sparsities of related settings."""
+    pattern = spec.build()
+    assert isinstance(pattern, nsa.Pattern)
+    parts = [title, _section("Configuration", configuration), _sparsity(pattern, beside)]
+    if pattern.shape[0] <= LONGEST:
+        parts.append(_performance(spec, seed))
+    return "\n\n".join(parts)
+
+
+def _kind() -> list[tuple[str, str]]:
+    return [
+        ("heads x head dim", "4 x 64, float32"),
+        ("engine", nsa.plan(nsa.patterns.full(1), heads=4, head_dim=64).engine),
+    ]
+
+
+def document_qa(seed: int) -> str:
+    """A question of 64 tokens in front of a document, 4096 tokens together."""
+    spec = PatternSpec("document_qa", {"n": 4096, "question": 64, "window": 256})
+    configuration = [
+        ("sequence length", "4096"),
+        ("question tokens", "64, which see and are seen by everything"),
+        ("local window", "256 to each side"),
+        ("sentence boundaries", "none"),
+        *_kind(),
+    ]
+    past = nsa.patterns.document_qa(4096, 64, 256).causal()
+    beside = [("sparsity if causal", f"{past.sparsity:.2%}")]
+    return _report("Document question answering", spec, configuration, beside, seed)
+
+
+def indentation(seed: int) -> str:
+    """A real source file, one token a line: a module of Python's own library."""
+    levels = nsa.patterns.indentation_levels(inspect.getsource(argparse))
+    spec = PatternSpec("indentation", {"levels": levels, "window": 32})
+    configuration = [
+        ("source", f"argparse of Python's library, {len(levels):,} lines"),
+        ("deepest level", str(int(np.max(levels)))),
+        ("local window", "32 lines to each side"),
+        *_kind(),
+    ]
+    return _report("Code by indentation", spec, configuration, _other_modules(), seed)
+
+
+def _other_modules() -> list[tuple[str, str]]:
+    found = []
+    for module in (ast, dataclasses, inspect, json.decoder, typing):
+        levels = nsa.patterns.indentation_levels(inspect.getsource(module))
+        found.append(
+            (f"sparsity of {module.__name__}", f"{nsa.patterns.indentation(levels, 32).sparsity:.2%}")
+        )
+    return found
+
+
+def multiscale(seed: int) -> str:
+    """An image of 256 x 256 cells with coarser levels."""
+    spec = PatternSpec("multiscale_grid", {"shape": (256, 256), "levels": 3, "window": 8})
+    configuration = [
+        ("image", "256 x 256 cells, 3 levels, each of half the resolution"),
+        ("neighborhood", "8 x 8 cells of the same level"),
+        ("engine", "not run: this report stops at the sparsity"),
+    ]
+    beside = []
+    for patch in (4, 8, 16):
+        side = 256 // patch
+        pattern = nsa.patterns.multiscale_grid((side, side), 3, window=8)
+        beside.append((f"sparsity in patches of {patch} x {patch}", f"{pattern.sparsity:.2%}"))
+    return _report("Multi-scale vision", spec, configuration, beside, seed)
+
+
+REPORTS: dict[str, Callable[[int], str]] = {
+    "document_qa": document_qa,
+    "indentation": indentation,
+    "multiscale": multiscale,
+}

@@ -1,0 +1,174 @@
+"""Our own engines: as the planner runs them, on the dense pattern, and on a path of the caller's choice."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import numba_sparse_attn as nsa
+from numba_sparse_attn.formats.work import Request, Structure
+
+from ..cases import PatternSpec
+from ..workload import Workload
+from . import Array, Prepared
+
+__all__ = ["Own", "OwnDense", "OwnPath"]
+
+
+@dataclass(frozen=True)
+class Own:
+    """An engine by its name; "auto" is whatever the planner chooses."""
+
+    engine: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """The engine that will answer."""
+        if self.engine != "auto":
+            return self.engine
+        return nsa.plan(nsa.patterns.full(1), heads=1, head_dim=1).engine
+
+    def why_absent(self) -> str:
+        """The planner's refusal of an engine that this version or this machine lacks."""
+        try:
+            nsa.plan(nsa.patterns.full(1), heads=1, head_dim=1, engine=self.engine)
+        except nsa.EngineError as error:
+            return str(error)
+        return ""
+
+    def why_not(self, workload: Workload) -> str:
+        """The planner's refusal of this workload."""
+        try:
+            self._plan(workload)
+        except nsa.EngineError as error:
+            return str(error)
+        return ""
+
+    def version(self) -> dict[str, str]:
+        """Ours; the packages below us are in every row."""
+        return {"numba_sparse_attn": nsa.__version__}
+
+    def _plan(self, workload: Workload) -> nsa.Plan:
+        return nsa.plan(
+            workload.pattern,
+            heads=workload.heads,
+            kv_heads=workload.kv_heads,
+            head_dim=workload.head_dim,
+            value_dim=workload.value_dim,
+            dtype=workload.q.dtype,
+            scale=workload.scale,
+            engine=self.engine,
+        )
+
+    def prepare(self, workload: Workload) -> Prepared:
+        """Plan from a pattern that has computed nothing, then one call."""
+        start = time.perf_counter()
+        plan = self._plan(replace(workload, pattern=workload.spec.build()))
+        planned = time.perf_counter()
+        q, k, v = workload.q, workload.k, workload.v
+        out, lse = plan(q, k, v, return_lse=True)
+        if workload.direction == "backward":
+            plan.backward(workload.dout, q, k, v, out, lse)
+        called = time.perf_counter()
+        return Prepared(
+            forward=lambda: plan(q, k, v),
+            backward=lambda dout: plan.backward(dout, q, k, v, out, lse),
+            setup={"plan_seconds": planned - start, "first_call_seconds": called - planned},
+        )
+
+
+@dataclass(frozen=True)
+class OwnDense:
+    """The same engine with nothing masked: what sparsity is measured against."""
+
+    own: Own
+
+    @property
+    def name(self) -> str:
+        """The engine's name, marked."""
+        return f"{self.own.name}-dense"
+
+    def why_absent(self) -> str:
+        """As for the engine."""
+        return self.own.why_absent()
+
+    def why_not(self, workload: Workload) -> str:
+        """As for the engine."""
+        return self.own.why_not(self._dense(workload))
+
+    def version(self) -> dict[str, str]:
+        """As for the engine."""
+        return self.own.version()
+
+    def prepare(self, workload: Workload) -> Prepared:
+        """The engine on the full pattern. Its rate counts all pairs; its result is not the case's."""
+        dense = self._dense(workload)
+        return replace(self.own.prepare(dense), flops=dense.flops, checked=False)
+
+    @staticmethod
+    def _dense(workload: Workload) -> Workload:
+        n_q, n_k = workload.pattern.shape
+        spec = PatternSpec("full", {"n": n_q, "n_keys": n_k})
+        return replace(workload, spec=spec, pattern=spec.build())
+
+
+@dataclass(frozen=True)
+class OwnPath:
+    """The CPU engine on tiles or on rows, whatever the planner would choose. Forward only."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The engine's name with the path."""
+        return f"cpu-{self.path}"
+
+    def why_absent(self) -> str:
+        """The CPU engine is always there."""
+        return ""
+
+    def why_not(self, workload: Workload) -> str:
+        """One pattern for all heads, forward."""
+        if workload.direction != "forward" or not isinstance(workload.pattern, nsa.Pattern):
+            return "paths are compared forward, with one pattern for all heads"
+        return ""
+
+    def version(self) -> dict[str, str]:
+        """Ours."""
+        return {"numba_sparse_attn": nsa.__version__}
+
+    def prepare(self, workload: Workload) -> Prepared:
+        """Hand the engine the structure of that path."""
+        engine = importlib.import_module("numba_sparse_attn.cpu")
+        pattern = workload.spec.build()
+        assert isinstance(pattern, nsa.Pattern)
+        start = time.perf_counter()
+        structure: Structure = pattern.tiles() if self.path == "tiles" else pattern.rows()
+        planned = time.perf_counter()
+        q, k, v = workload.q, workload.k, workload.v
+        request = Request(
+            structures=(structure,),
+            which=np.zeros((1, workload.heads), np.int32),
+            heads=workload.heads,
+            kv_heads=workload.kv_heads,
+            n_q=q.shape[1],
+            n_k=k.shape[1],
+            head_dim=workload.head_dim,
+            value_dim=workload.value_dim,
+            dtype=q.dtype,
+            scale=workload.scale,
+        )
+
+        def forward() -> Array:
+            out = np.empty((*q.shape[:2], workload.value_dim), q.dtype)
+            engine.forward(request, q, k, v, out, None)
+            return out
+
+        forward()
+        called = time.perf_counter()
+        return Prepared(
+            forward, setup={"plan_seconds": planned - start, "first_call_seconds": called - planned}
+        )

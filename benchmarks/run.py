@@ -1,0 +1,124 @@
+"""Measure what runs here, print a table, keep the rows.
+
+    python benchmarks/run.py                          every case that this machine can run
+    python benchmarks/run.py --quick                  one line a pattern, in a minute or two
+    python benchmarks/run.py --cases 'target/*'       the project's own bounds, beside the peers
+    python benchmarks/run.py --report document_qa     configuration, sparsity and performance of a setting
+    python benchmarks/run.py --list                   what there is
+
+Works from a checkout, installed or not. Every result is compared with the float64 oracle before it is
+timed; a wrong one is reported as wrong and not timed. Ctrl-C keeps what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import brief_reports, cases, rows, runner, tables  # noqa: E402
+from benchmarks.peers import PEERS  # noqa: E402
+from benchmarks.progress import Progress, duration  # noqa: E402
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="benchmarks/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--quick", action="store_true", help="the tour only")
+    add("--tiny", action="store_true", help="every kind of measurement at toy size: does the suite work?")
+    add("--cases", metavar="GLOB", action="append", help="cases by name; may be repeated")
+    add("--engine", default="auto", help="our engine (default: what the planner chooses)")
+    add("--peer", action="append", choices=[*PEERS, "none"], help="only these peers; may be repeated")
+    add("--dtype", choices=DTYPES, help="element type of attention cases, instead of their own")
+    add("--json", type=Path, metavar="FILE", default=rows.LOCAL, help="file that rows are appended to")
+    add("--seed", type=int, default=0)
+    add("--seconds", type=float, default=2.0, help="time for each contender of a case (2)")
+    add("--list", action="store_true", help="print the cases and who is here, and stop")
+    add("--report", choices=sorted(brief_reports.REPORTS), help="print one setting in full, and stop")
+    add("--no-figures", action="store_true", help="draw nothing")
+    return made
+
+
+def chosen_cases(options: argparse.Namespace) -> list[cases.Case]:
+    """The cases that the options name."""
+    if options.tiny:
+        found = cases.tiny_cases()
+    else:
+        found = cases.quick_cases() if options.quick else cases.all_cases()
+    if globs := options.cases:
+        found = [case for case in found if any(fnmatch.fnmatchcase(case.name, glob) for glob in globs)]
+    if kind := options.dtype:
+        found = [
+            replace(case, dtype=kind) if isinstance(case, cases.AttentionCase) else case for case in found
+        ]
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 if something was wrong or failed, 2 for a mistaken command line, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    field = runner.Field.here(options.engine, options.peer)
+    if options.report:
+        print(brief_reports.REPORTS[options.report](options.seed))
+        return 0
+    found = chosen_cases(options)
+    if not found:
+        print("no case has such a name; --list prints them", file=sys.stderr)
+        return 2
+    print(field.describe())
+    if options.list:
+        print("\n".join(case.name for case in found))
+        return 0
+    weights = [runner.expected_seconds(case, field, options.seconds) for case in found]
+    print(f"{len(found)} cases, about {duration(sum(weights))}; rows go to {options.json}\n")
+
+    measured: list[rows.Row] = []
+    shared = rows.provenance(options.seed)
+    progress = Progress(sum(weights))
+    interrupted = False
+    try:
+        for case, weight in zip(found, weights, strict=True):
+            progress.show(case.name)
+            made = [{**row, **shared} for row in runner.run_case(case, field, options.seed, options.seconds)]
+            rows.append(options.json, made)
+            measured += made
+            progress.step(weight)
+    except KeyboardInterrupt:
+        interrupted = True
+    progress.clear()
+    print(tables.result_tables(measured))
+    for line in tables.goal_lines(measured):
+        print(line)
+    if interrupted:
+        print(f"\ninterrupted: {len(measured)} rows are kept in {options.json}", file=sys.stderr)
+    if measured and not options.no_figures:
+        print(_draw(measured))
+    if interrupted:
+        return 130
+    return 1 if any(row["status"] in {"wrong", "failed"} for row in measured) else 0
+
+
+def _draw(measured: list[rows.Row]) -> str:
+    """Draw the figure of this run, or say what is missing."""
+    try:
+        from reports import make_report
+    except ImportError as error:
+        return f"no figure: {error}"
+    path = make_report.draw_run(measured)
+    return f"figure: {path.relative_to(ROOT)}" if path else "no figure: nothing in this run to draw"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Sparse attention for NumPy and SciPy: say which query sees which key, get exact attention.
+
+>>> import numpy as np, numba_sparse_attn as nsa
+>>> q, k, v = np.random.default_rng(0).standard_normal((3, 4, 256, 64)).astype(np.float32)
+>>> pattern = nsa.patterns.sliding_window(256, 16) | nsa.patterns.global_tokens(256, [0])
+>>> nsa.sparse_attention(q, k, v, pattern).shape
+(4, 256, 64)
+"""
+
+from . import patterns
+from .api import (
+    create_sparse_mask,
+    get_sparse_indices,
+    plan,
+    sparse_attention,
+    sparse_attention_backward,
+)
+from .errors import (
+    ArgumentError,
+    DtypeError,
+    EngineError,
+    FormatError,
+    PatternError,
+    ShapeError,
+    SparseAttentionError,
+)
+from .patterns import HeadPatterns, Pattern, as_pattern
+from .planner import Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "DtypeError",
+    "EngineError",
+    "FormatError",
+    "HeadPatterns",
+    "Pattern",
+    "PatternError",
+    "Plan",
+    "ShapeError",
+    "SparseAttentionError",
+    "as_pattern",
+    "create_sparse_mask",
+    "get_sparse_indices",
+    "patterns",
+    "plan",
+    "sparse_attention",
+    "sparse_attention_backward",
+]

@@ -1,0 +1,81 @@
+"""One call, as the engines see it: which structure each head has, and how much work that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .csr import Csr
+from .tiles import Tiles
+
+__all__ = ["Request", "Structure"]
+
+Structure = Tiles | Csr
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Everything about a call except its arrays.
+
+    Arrays that come with it have at least three axes, ``(..., heads, n, d)``; the axes before
+    ``heads`` are flattened, in C order, into ``batch``.
+
+    Attributes
+    ----------
+    structures : tuple of Tiles or Csr
+        The distinct patterns of the call. Tiles take an engine's tile path, Csr its row path.
+    which : int32 [batch, heads]
+        Index into ``structures`` for every head of every batch element.
+    heads, kv_heads : int
+        ``heads`` is a multiple of ``kv_heads``; query head h reads key head h // (heads / kv_heads).
+    n_q, n_k, head_dim, value_dim : int
+    dtype : numpy dtype
+        float16, bfloat16 (ml_dtypes), float32 or float64; of q, k, v, out and the gradients.
+    scale : float
+        Factor on q k^T before the softmax.
+    """
+
+    structures: tuple[Structure, ...]
+    which: npt.NDArray[np.int32]
+    heads: int
+    kv_heads: int
+    n_q: int
+    n_k: int
+    head_dim: int
+    value_dim: int
+    dtype: np.dtype[Any]
+    scale: float
+
+    @property
+    def batch(self) -> int:
+        """Product of the axes before ``heads``."""
+        return int(self.which.shape[0])
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def accumulator(self) -> np.dtype[Any]:
+        """Element type of sums and of lse: float64 for float64, float32 for everything else."""
+        return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
+
+    @property
+    def nnz(self) -> int:
+        """Selected pairs over all heads and batch elements."""
+        sizes = np.array([structure.nnz for structure in self.structures], np.int64)
+        return int(sizes[self.which].sum())
+
+    @property
+    def forward_flops(self) -> int:
+        """Useful floating-point operations of the forward pass: two products over selected pairs."""
+        return 2 * self.nnz * (self.head_dim + self.value_dim)
+
+    @property
+    def backward_flops(self) -> int:
+        """Useful operations of the backward pass: q k^T, dout v^T, dq, dk and dv."""
+        return 2 * self.nnz * (3 * self.head_dim + 2 * self.value_dim)

@@ -1,0 +1,116 @@
+"""Where the pairs of a pattern come from: pieces, rows on demand, CSR, or a set operation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..formats.csr import Csr
+from ..formats.pieces import PieceArray, transpose_pieces
+from ..formats.tiles import TILE
+
+if TYPE_CHECKING:
+    from ..formats.pool import MaskPool
+    from ..formats.segments import Segments
+
+__all__ = ["CombinedSource", "CsrSource", "PieceSource", "RowFunction", "RowSource", "Source"]
+
+#: rows(begin, end) -> (indptr, indices) of rows begin .. end - 1, canonical.
+RowFunction = Callable[[int, int], tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]
+
+
+class Source(ABC):
+    """How the pairs of a pattern are made."""
+
+    #: True where the number of unique masks does not follow the number of pairs.
+    regular: bool = False
+    #: True where :meth:`csr` answers without drawing masks.
+    lists_rows: bool = False
+
+    @abstractmethod
+    def segments(self, shape: tuple[int, int], pool: MaskPool, first: int, end: int) -> Segments:
+        """Segments of the tile rows first .. end - 1."""
+
+    def csr(self, shape: tuple[int, int]) -> Csr:
+        """CSR rows; only where `lists_rows`."""
+        raise AssertionError("this source does not list rows")
+
+    @abstractmethod
+    def transposed(self, shape: tuple[int, int]) -> Source:
+        """Source of the transposed pattern; `shape` is this one's."""
+
+
+class PieceSource(Source):
+    regular = True
+
+    def __init__(self, pieces: PieceArray) -> None:
+        self.pieces = pieces
+
+    def segments(self, shape: tuple[int, int], pool: MaskPool, first: int, end: int) -> Segments:
+        from ..formats.segments import segments_from_pieces
+
+        return segments_from_pieces(self.pieces, shape, pool, first, end)
+
+    def transposed(self, shape: tuple[int, int]) -> Source:
+        return PieceSource(transpose_pieces(self.pieces))
+
+
+class CsrSource(Source):
+    lists_rows = True
+
+    def __init__(self, csr: Csr) -> None:
+        self._csr = csr
+
+    def segments(self, shape: tuple[int, int], pool: MaskPool, first: int, end: int) -> Segments:
+        from ..formats.segments import segments_from_rows
+
+        indptr = self._csr.indptr[first * TILE : end * TILE + 1]
+        return segments_from_rows(indptr, self._csr.indices, shape, pool, first, end)
+
+    def csr(self, shape: tuple[int, int]) -> Csr:
+        return self._csr
+
+    def transposed(self, shape: tuple[int, int]) -> Source:
+        return CsrSource(self._csr.transposed)
+
+
+class RowSource(Source):
+    lists_rows = True
+
+    def __init__(self, rows: RowFunction) -> None:
+        self._rows = rows
+
+    def segments(self, shape: tuple[int, int], pool: MaskPool, first: int, end: int) -> Segments:
+        from ..formats.segments import segments_from_rows
+
+        indptr, indices = self._rows(first * TILE, min(end * TILE, shape[0]))
+        return segments_from_rows(indptr, indices, shape, pool, first, end)
+
+    def csr(self, shape: tuple[int, int]) -> Csr:
+        indptr, indices = self._rows(0, shape[0])
+        indices = np.ascontiguousarray(indices, np.int32 if shape[1] <= 2**31 - 1 else np.int64)
+        indptr = np.ascontiguousarray(indptr, np.int64)
+        indices.flags.writeable = indptr.flags.writeable = False
+        return Csr(shape, indptr, indices)
+
+    def transposed(self, shape: tuple[int, int]) -> Source:
+        return CsrSource(self.csr(shape).transposed)
+
+
+class CombinedSource(Source):
+    def __init__(self, operation: str, left: Source, right: Source) -> None:
+        self._operation, self._left, self._right = operation, left, right
+        self.regular = left.regular and right.regular
+
+    def segments(self, shape: tuple[int, int], pool: MaskPool, first: int, end: int) -> Segments:
+        from ..formats.segments import combine
+
+        left = self._left.segments(shape, pool, first, end)
+        return combine(self._operation, left, self._right.segments(shape, pool, first, end))
+
+    def transposed(self, shape: tuple[int, int]) -> Source:
+        return CombinedSource(self._operation, self._left.transposed(shape), self._right.transposed(shape))

@@ -1,0 +1,190 @@
+"""The oracle: sparse attention by the book, dense, in float64, with NumPy alone.
+
+Nothing else of the package is imported here, so no error can be shared with what is judged by it.
+It is written to be read and believed; it is slow. Scores are formed for a block of query rows at a
+time, so a few thousand tokens need megabytes and not a square array per head.
+
+What it defines, beyond the textbook formula:
+
+- A pair that is not selected never enters a sum, not even multiplied by zero. NaN and infinity in
+  a query, key, value or incoming gradient reach only what a selected pair carries them to.
+- In selected pairs NaN and infinity do what they do in ``exp(s) / sum(exp(s))`` written with the
+  row maximum subtracted: a NaN score, an infinite maximum, or 0 * inf gives NaN.
+- A row without keys has output 0, lse -inf and gradient 0. A key without queries has gradient 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["backward", "forward"]
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+#: Scores held at a time: 32 MB in float64.
+_BLOCK_ELEMENTS = 1 << 22
+
+
+def forward(
+    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, mask: npt.ArrayLike, scale: float
+) -> tuple[Array, Array]:
+    """Attention over the selected pairs.
+
+    Parameters
+    ----------
+    q : (..., heads, n_q, d)
+    k : (..., kv_heads, n_k, d)
+    v : (..., kv_heads, n_k, d_v)
+        Any float dtype; computed in float64. ``heads`` is a multiple of ``kv_heads``. All three may
+        be without the axes before ``n``: one head.
+    mask : bool, broadcastable to (..., heads, n_q, n_k)
+        True where the query sees the key.
+    scale : float
+        Factor on ``q @ k.T``.
+
+    Returns
+    -------
+    out : float64 (..., heads, n_q, d_v)
+    lse : float64 (..., heads, n_q)
+        Natural logarithm of the sum of exp(score) over the selected keys.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q, k = np.zeros((2, 4)), np.zeros((3, 4))
+    >>> v = np.array([[1.0], [2.0], [6.0]])
+    >>> out, lse = forward(q, k, v, [[True, False, True], [False, False, False]], scale=0.5)
+    >>> out[:, 0].tolist(), lse.round(6).tolist()
+    ([3.5, 0.0], [0.693147, -inf])
+    """
+    (q, k, v), selected, lead = _prepare((q, k, v), mask)
+    batch, heads, n_q, _ = q.shape
+    group = heads // k.shape[1]
+    out = np.zeros((batch, heads, n_q, v.shape[3]))
+    lse = np.full((batch, heads, n_q), -np.inf)
+    with np.errstate(all="ignore"):
+        for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
+            keys, values = k[item, head // group], v[item, head // group]
+            seen = selected[item, head, rows]
+            weights, log_total = _softmax(q[item, head, rows], keys, seen, scale)
+            out[item, head, rows] = _product(weights, seen, values)
+            lse[item, head, rows] = log_total
+    return out.reshape(*lead, n_q, v.shape[3]), lse.reshape(*lead, n_q)
+
+
+def backward(
+    dout: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    mask: npt.ArrayLike,
+    scale: float,
+) -> tuple[Array, Array, Array]:
+    """Gradients of ``sum(dout * out)`` with respect to q, k and v, from their formulas.
+
+    With P the probabilities, ``dV = P.T @ dout``, ``dP = dout @ V.T`` and
+    ``dS = P * (dP - rowsum(P * dP))``; then ``dQ = scale * dS @ K`` and ``dK = scale * dS.T @ Q``.
+
+    Parameters
+    ----------
+    dout : (..., heads, n_q, d_v)
+    q, k, v, mask, scale
+        As in :func:`forward`.
+
+    Returns
+    -------
+    dq, dk, dv : float64
+        Shaped like q, k and v. Query heads that share a key head add up in dk and dv.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q, k = np.zeros((1, 1)), np.array([[1.0], [2.0], [4.0]])
+    >>> v = np.array([[1.0], [2.0], [6.0]])
+    >>> dq, dk, dv = backward(np.ones((1, 1)), q, k, v, [[True, False, True]], scale=1.0)
+    >>> dq.tolist(), dk[:, 0].tolist(), dv[:, 0].tolist()
+    ([[3.75]], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5])
+    """
+    (q, k, v, dout), selected, lead = _prepare((q, k, v, dout), mask)
+    batch, heads, n_q, _ = q.shape
+    group = heads // k.shape[1]
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    with np.errstate(all="ignore"):
+        for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
+            shared = head // group
+            queries, keys, values = q[item, head, rows], k[item, shared], v[item, shared]
+            incoming, seen = dout[item, head, rows], selected[item, head, rows]
+            weights, _ = _softmax(queries, keys, seen, scale)
+            dweights = np.where(seen, incoming @ values.T, 0.0)
+            delta = np.sum(weights * dweights, axis=1, keepdims=True)
+            dscores = np.where(seen, weights * (dweights - delta), 0.0)
+            dq[item, head, rows] = scale * _product(dscores, seen, keys)
+            dk[item, shared] += scale * _product(dscores.T, seen.T, queries)
+            dv[item, shared] += _product(weights.T, seen.T, incoming)
+    kv_lead = (*lead[:-1], k.shape[1]) if lead else ()
+    return (
+        dq.reshape(*lead, *q.shape[2:]),
+        dk.reshape(*kv_lead, *k.shape[2:]),
+        dv.reshape(*kv_lead, *v.shape[2:]),
+    )
+
+
+def _prepare(
+    arrays: tuple[npt.ArrayLike, ...], mask: npt.ArrayLike
+) -> tuple[list[Array], Mask, tuple[int, ...]]:
+    """Arrays as float64 (batch, heads, n, d), the mask as (batch, heads, n_q, n_k), q's leading axes."""
+    wide = [np.asarray(array).astype(np.float64) for array in arrays]
+    q, k = wide[0], wide[1]
+    lead = q.shape[:-2]
+    if any(array.ndim != q.ndim or array.ndim < 2 for array in wide):
+        raise ValueError(
+            f"arrays of {[array.ndim for array in wide]} axes; all need the same number, at least 2"
+        )
+    if lead and (k.shape[-3] == 0 or lead[-1] % k.shape[-3]):
+        raise ValueError(f"{lead[-1]} query heads are not a multiple of {k.shape[-3]} key heads")
+    heads, kv_heads = (lead[-1], k.shape[-3]) if lead else (1, 1)
+    batch = int(np.prod(lead[:-1], dtype=np.int64))
+    flat = [
+        array.reshape(batch, count, *array.shape[-2:])
+        for array, count in zip(wide, (heads, kv_heads, kv_heads, heads), strict=False)
+    ]
+    selected = np.asarray(mask)
+    if selected.dtype != np.bool_:
+        raise ValueError(f"a mask of {selected.dtype}; it must be boolean")
+    selected = np.broadcast_to(selected, (*lead, q.shape[-2], k.shape[-2]))
+    return flat, selected.reshape(batch, heads, *selected.shape[-2:]), lead
+
+
+def _row_blocks(batch: int, heads: int, n_q: int, n_k: int) -> list[tuple[int, int, slice]]:
+    step = max(1, _BLOCK_ELEMENTS // max(1, n_k))
+    blocks = [slice(begin, min(begin + step, n_q)) for begin in range(0, n_q, step)]
+    return [(item, head, rows) for item in range(batch) for head in range(heads) for rows in blocks]
+
+
+def _softmax(queries: Array, keys: Array, seen: Mask, scale: float) -> tuple[Array, Array]:
+    """Probabilities, exactly zero outside of `seen`, and the logarithm of their denominator."""
+    scores = np.where(seen, scale * (queries @ keys.T), -np.inf)
+    peak = np.max(scores, axis=1, keepdims=True, initial=-np.inf)
+    peak = np.where(seen.any(axis=1, keepdims=True), peak, 0.0)
+    weights = np.where(seen, np.exp(scores - peak), 0.0)
+    total = weights.sum(axis=1, keepdims=True)
+    log_total = (peak + np.log(total))[:, 0]
+    return np.where(seen, weights / total, 0.0), log_total
+
+
+def _product(weights: Array, seen: Mask, values: Array) -> Array:
+    """``weights @ values`` in which pairs outside of `seen` take no part, whatever `values` holds there.
+
+    Rows of `values` that are not finite are left out of the matrix product, where a weight of zero
+    would turn them into NaN for every row, and are added to the rows that see them.
+    """
+    tainted: Mask = np.any(~np.isfinite(values), axis=1)
+    if not tainted.any():
+        return weights @ values
+    result: Array = np.where(tainted, 0.0, weights) @ np.where(tainted[:, None], 0.0, values)
+    for index in np.flatnonzero(tainted & seen.any(axis=0)):
+        rows = seen[:, index]
+        result[rows] += weights[rows, index, None] * values[index]
+    return result
