@@ -1,0 +1,167 @@
+"""Global loads and stores of 16 bytes a lane, with conversion to and from the accumulator type.
+
+Addresses are plain 64-bit integers. Loads go through the read-only path (``ld.global.nc``): nothing
+that a kernel of this package reads is written while it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.cuda.extending import intrinsic
+
+from .convert import narrow_pair, widen_pair
+from .inline import FLOAT32, FLOAT64, INT16, INT32, INT64, assemble, element_pointer, pair_of
+
+__all__ = [
+    "load_chunk",
+    "load_element",
+    "load_int32",
+    "load_int64",
+    "store_chunk",
+    "store_element",
+]
+
+_LOAD_WORDS = "ld.global.nc.v4.b32 {$0, $1, $2, $3}, [$4];"
+_STORE_WORDS = "st.global.v4.b32 [$0], {$1, $2, $3, $4};"
+_LOAD_FLOATS = "ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];"
+_STORE_FLOATS = "st.global.v4.f32 [$0], {$1, $2, $3, $4};"
+_LOAD_DOUBLES = "ld.global.nc.v2.f64 {$0, $1}, [$2];"
+_STORE_DOUBLES = "st.global.v2.f64 [$0], {$1, $2};"
+
+
+@intrinsic
+def load_int32(typing_context: Any, address: Any) -> Any:
+    """The int32 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        return assemble(builder, INT32, "ld.global.nc.b32 $0, [$1];", "=r,l", operands, volatile=True)
+
+    return types.int32(types.int64), generate
+
+
+@intrinsic
+def load_int64(typing_context: Any, address: Any) -> Any:
+    """The int64 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        return assemble(builder, INT64, "ld.global.nc.b64 $0, [$1];", "=l,l", operands, volatile=True)
+
+    return types.int64(types.int64), generate
+
+
+def _offset(builder: Any, index: Any, position: int) -> Any:
+    return builder.add(index, ir.Constant(index.type, position))
+
+
+def _chunk_values(builder: Any, kind: str, address: Any) -> list[Any]:
+    """The elements of 16 bytes, widened."""
+    if kind == "float64":
+        loaded = assemble(builder, pair_of(FLOAT64), _LOAD_DOUBLES, "=d,=d,l", [address], volatile=True)
+        return [builder.extract_value(loaded, position) for position in range(2)]
+    if kind == "float32":
+        loaded = assemble(
+            builder, pair_of(FLOAT32, 4), _LOAD_FLOATS, "=f,=f,=f,=f,l", [address], volatile=True
+        )
+        return [builder.extract_value(loaded, position) for position in range(4)]
+    loaded = assemble(builder, pair_of(INT32, 4), _LOAD_WORDS, "=r,=r,=r,=r,l", [address], volatile=True)
+    values: list[Any] = []
+    for position in range(4):
+        values += widen_pair(builder, kind, builder.extract_value(loaded, position))
+    return values
+
+
+def load_chunk(kind: str) -> Any:
+    """Intrinsic ``(address, target, offset)``: 16 aligned bytes of `kind` into an accumulator array."""
+
+    @intrinsic
+    def load(typing_context: Any, address: Any, target: Any, offset: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+            for position, value in enumerate(_chunk_values(builder, kind, operands[0])):
+                index = _offset(builder, operands[2], position)
+                builder.store(value, element_pointer(context, builder, signature.args[1], operands[1], index))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, target, offset), generate
+
+    return load
+
+
+def store_chunk(kind: str) -> Any:
+    """Intrinsic ``(address, source, offset)``: accumulator elements, rounded, to 16 aligned bytes."""
+
+    @intrinsic
+    def store(typing_context: Any, address: Any, source: Any, offset: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+            count = {"float64": 2, "float32": 4}.get(kind, 8)
+            values = []
+            for position in range(count):
+                index = _offset(builder, operands[2], position)
+                values.append(
+                    builder.load(element_pointer(context, builder, signature.args[1], operands[1], index))
+                )
+            nothing = ir.VoidType()
+            if kind == "float64":
+                assemble(builder, nothing, _STORE_DOUBLES, "l,d,d", [operands[0], *values], volatile=True)
+            elif kind == "float32":
+                assemble(builder, nothing, _STORE_FLOATS, "l,f,f,f,f", [operands[0], *values], volatile=True)
+            else:
+                words = [narrow_pair(builder, kind, *values[i : i + 2]) for i in range(0, count, 2)]
+                assemble(builder, nothing, _STORE_WORDS, "l,r,r,r,r", [operands[0], *words], volatile=True)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, source, offset), generate
+
+    return store
+
+
+def load_element(kind: str) -> Any:
+    """Intrinsic ``(address)``: one element, widened."""
+
+    @intrinsic
+    def load(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+            if kind == "float64":
+                return assemble(
+                    builder, FLOAT64, "ld.global.nc.f64 $0, [$1];", "=d,l", operands, volatile=True
+                )
+            if kind == "float32":
+                return assemble(
+                    builder, FLOAT32, "ld.global.nc.f32 $0, [$1];", "=f,l", operands, volatile=True
+                )
+            half = assemble(builder, INT16, "ld.global.nc.b16 $0, [$1];", "=h,l", operands, volatile=True)
+            return widen_pair(builder, kind, builder.zext(half, INT32))[0]
+
+        return (types.float64 if kind == "float64" else types.float32)(types.int64), generate
+
+    return load
+
+
+def store_element(kind: str) -> Any:
+    """Intrinsic ``(address, value)``: one accumulator value, rounded."""
+
+    @intrinsic
+    def store(typing_context: Any, address: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+            address, element = operands
+            nothing = ir.VoidType()
+            if kind == "float64":
+                assemble(
+                    builder, nothing, "st.global.f64 [$0], $1;", "l,d", [address, element], volatile=True
+                )
+            elif kind == "float32":
+                assemble(
+                    builder, nothing, "st.global.f32 [$0], $1;", "l,f", [address, element], volatile=True
+                )
+            else:
+                word = narrow_pair(builder, kind, element, ir.Constant(FLOAT32, 0.0))
+                half = builder.trunc(word, INT16)
+                assemble(builder, nothing, "st.global.b16 [$0], $1;", "l,h", [address, half], volatile=True)
+            return context.get_dummy_value()
+
+        accumulator = types.float64 if kind == "float64" else types.float32
+        return types.void(types.int64, accumulator), generate
+
+    return store

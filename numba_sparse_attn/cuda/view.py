@@ -1,0 +1,90 @@
+"""What the launchers see of an array in GPU memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DeviceView"]
+
+
+@dataclass(slots=True, eq=False)
+class DeviceView:
+    """An array in GPU memory; like a NumPy array it has ``shape``, ``strides``, ``dtype`` and ``ndim``.
+
+    Not to be changed once made. It is not frozen because that would triple the time to make one.
+
+    Attributes
+    ----------
+    address : int
+        Of the element with all indices zero.
+    shape : tuple of int
+    strides : tuple of int
+        In bytes; zero and negative ones occur.
+    dtype : numpy dtype
+    device : int
+        Number of the GPU.
+    stream : int
+        Handle of the stream on which the array is ready.
+    library : {"torch", "cupy", "jax", "numba", "other"}
+    owner : object
+        What the user passed, or what the user gets; keeps the memory alive.
+    writable : bool
+    hold : object
+        A second thing that must stay alive while the memory is read: a DLPack capsule.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: int
+    stream: int
+    library: str
+    owner: Any = field(repr=False)
+    writable: bool = True
+    hold: Any = field(default=None, repr=False)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, gaps not counted."""
+        return self.size * self.dtype.itemsize
+
+    def with_leading_axis(self) -> DeviceView:
+        """The same array with one more axis, of length 1, in front."""
+        return DeviceView(
+            self.address,
+            (1, *self.shape),
+            (0, *self.strides),
+            self.dtype,
+            self.device,
+            self.stream,
+            self.library,
+            self.owner,
+            self.writable,
+            self.hold,
+        )
+
+    def extent(self) -> tuple[int, int]:
+        """First byte of the array, and first byte behind it."""
+        if not self.size:
+            return self.address, self.address
+        reach = [(length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)]
+        low = sum(min(step, 0) for step in reach)
+        high = sum(max(step, 0) for step in reach)
+        return self.address + low, self.address + high + self.dtype.itemsize

@@ -1,0 +1,156 @@
+"""The warp engine on NumPy arrays, with its kernels in Numba's simulator, and problems that are small enough.
+
+The host side of the engine runs as it is; only what needs a device is replaced: copies to it, temporary
+memory, loading and launching. While a kernel runs it may read and write what its part in the engine asks
+for and nothing else, and new memory is NaN.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from hypothesis import strategies as st
+from numba import cuda
+
+from numba_sparse_attn.cuda import warp
+from numba_sparse_attn.cuda.device.simulated import guarded
+from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.cuda.warp.backward import make_key_backward, make_query_backward
+from numba_sparse_attn.cuda.warp.forward import make_forward
+from numba_sparse_attn.cuda.warp.merge import make_merge
+from numba_sparse_attn.cuda.warp.schedule import PART_KEYS, make_schedule
+from numba_sparse_attn.formats import Csr, from_mask
+from numba_sparse_attn.testing import (
+    DTYPES,
+    assert_margins_untouched,
+    dirty_memory,
+    nan_filled,
+    poisoned,
+    random_problem,
+    request_for,
+    surrounded,
+)
+from numba_sparse_attn.testing.strategies import views
+
+#: What each kernel writes; all else that it is given it reads. Nothing is both: loads are not coherent.
+WRITES = {
+    make_forward: {"out", "lse", "scratch"},
+    make_merge: {"out", "lse"},
+    make_query_backward: {"dq", "scratch"},
+    make_key_backward: {"dk", "dv"},
+}
+
+#: Arrays that stand for device memory, each with its part in the engine, by identity.
+_known = {}
+
+
+@st.composite
+def small_problems(draw):
+    """Problems of a few dozen pairs: every type, groups, batches, one mask a key head, odd strides."""
+    n_q, n_k = draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1)]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    # Rows of any length, one warp's beside another's; many of them empty or full.
+    share = rng.choice([0.0, 0.1, 0.4, 1.0], (draw(st.sampled_from([1, kv_heads])), n_q, 1))
+    mask = rng.random((*share.shape[:2], n_k)) < share
+    head_dim = draw(st.sampled_from([1, 3, 8, 16, 40]))
+    problem = random_problem(
+        np.repeat(mask, group, axis=0) if len(mask) > 1 else mask,
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=draw(st.sampled_from([head_dim, head_dim, 1, 24])),
+        batch=draw(st.sampled_from([(), (), (2,)])),
+        dtype=DTYPES[draw(st.sampled_from(list(DTYPES)))],
+        scale=draw(st.sampled_from([None, -0.3, 0.0])),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+    if draw(st.sampled_from([False, False, True])):
+        problem = problem.with_arrays(*(draw(views(array)) for array in problem.arrays))
+    return problem
+
+
+def structures_of(problem, wide=False):
+    """One structure for all heads, or one a head; `wide` ones as for more than 2^31 keys."""
+    structures = [from_mask(mask) for mask in problem.mask.reshape(-1, *problem.mask.shape[-2:])]
+    return [widened(csr) for csr in structures] if wide else structures
+
+
+def widened(csr):
+    result = Csr(csr.shape, csr.indptr, csr.indices.astype(np.int64))
+    by_key = csr.transposed
+    result.__dict__["transposed"] = Csr(by_key.shape, by_key.indptr, by_key.indices.astype(np.int64))
+    return result
+
+
+def run(problem, structures, *, part_keys=PART_KEYS, gradients=True):
+    """Results by name; NaN in what no pair needs, in outputs, and around them."""
+    problem = poisoned(problem)
+    q, k, v, dout = problem.arrays
+    request = request_for(problem, structures)
+    engine = SimulatedEngine(part_keys)
+    shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
+    results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
+    results["lse"] = surrounded(nan_filled(q.shape[:-1], problem.accumulator))
+    forward = {name: results.pop(name) for name in ("out", "lse")}
+    engine.forward(request, q, k, v, **forward)
+    if gradients:
+        engine.backward(request, dout, q, k, v, **forward, **results)
+        forward |= results
+    for array in forward.values():
+        assert_margins_untouched(array)
+    return forward
+
+
+class SimulatedEngine:
+    """``numba_sparse_attn.cuda.warp`` for NumPy arrays; rows with more than `part_keys` keys are cut."""
+
+    why_not = staticmethod(warp.why_not)
+
+    def __init__(self, part_keys=PART_KEYS):
+        self._part_keys = part_keys
+
+    def forward(self, request, q, k, v, out, lse):
+        self._run(warp.forward, request, q=q, k=k, v=v, out=out, lse=lse)
+
+    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv):
+        arrays = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        self._run(warp.backward, request, **arrays)
+
+    def _run(self, function, request, **arrays):
+        replaced = {
+            "load_kernel": lambda make, shape, signature, threads, device: (make, shape, signature),
+            "launch": self._launch,
+            "make_schedule": partial(make_schedule, part_keys=self._part_keys),
+            "memory": SimpleNamespace(scratch=self._scratch),
+            "staging": SimpleNamespace(to_device=lambda array, device, stream: self._view("list", array)),
+            "streams": SimpleNamespace(stream_object=mock.MagicMock()),
+        }
+        with mock.patch.multiple(warp, **replaced):
+            function(request, *(self._view(name, array) for name, array in arrays.items()))
+
+    def _view(self, name, array):
+        _known[id(array)] = name, weakref.ref(array)
+        address = array.__array_interface__["data"][0]
+        return DeviceView(address, array.shape, array.strides, array.dtype, 0, 0, "other", array)
+
+    def _scratch(self, nbytes, device, stream, library):
+        return self._view("scratch", nan_filled((nbytes // 4,), np.float32))
+
+    def _launch(self, kernel, blocks, threads, stream, arguments):
+        make, shape, signature = kernel
+        typed = [kind(argument) for kind, argument in zip(signature.args, arguments, strict=True)]
+        readable, writable = [], []
+        for name, reference in list(_known.values()):
+            array = reference()
+            if array is None:
+                continue
+            low, high = np.lib.array_utils.byte_bounds(array)
+            if any(low <= argument < high for argument in arguments):
+                (writable if name in WRITES[make] else readable).append(array)
+        with guarded(readable, writable), dirty_memory():
+            cuda.jit(make(shape))[blocks, threads](*typed)
