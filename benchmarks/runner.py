@@ -54,7 +54,7 @@ class Field:
         machine = measure.machine()
         lines = [
             f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used",
-            f"GPU: {'found; this version has no CUDA engine' if self.gpu else 'none'}",
+            f"GPU: {'found; measured with pytest -m gpu, not by this script yet' if self.gpu else 'none'}",
             f"peers: {', '.join(self.peers) or 'none'}",
         ]
         lines += [f"skipped: {name}: {reason}" for name, reason in self.absent.items()]

@@ -11,7 +11,7 @@ neighbors, and the matrices are neither copied nor transposed.
     spread_rows   rows[r][:] += sum over p of weights[r, p] * panel[p, :]       a sum over the panel
 
 Each step multiplies ROWS scalars, broadcast, with two vectors and adds to ROWS x 2 sums that stay in
-registers. On one core of a Granite Rapids Xeon score_rows does 228, mix_rows 216 and spread_rows 214
+registers. On one core of an AVX-512 Xeon score_rows does 228, mix_rows 216 and spread_rows 214
 GFLOP/s (float32, 128 rows, d 64), where OpenBLAS does 200 on large matrices and 140 on 128 x 128 x 128.
 """
 

@@ -205,7 +205,8 @@ def _statistics(
             *share,
         )
 
-    for_each(work, shares(np.ones(broken.size, np.int64), 8 * dout.size))
+    # An element is read from memory twice and converted: as long as a hundred operations of a product take.
+    for_each(work, shares(np.ones(broken.size, np.int64), 100 * dout.size))
     return statistics, not broken.any()
 
 

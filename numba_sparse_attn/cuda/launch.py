@@ -134,15 +134,21 @@ def target_of(number: int) -> Target:
     return Target(capability.major, capability.minor, "a" if capability.major == 9 else "")
 
 
-@functools.cache
+_loaded: dict[tuple[Any, ...], Any] = {}
+
+
 def load_kernel(
     make: Callable[[Any], Callable[..., None]], shape: Any, signature: Any, threads: int, device: int
 ) -> Any:
-    """A kernel that is ready on a device, from memory, disk or source."""
-    from cuda.core import ObjectCode
+    """A kernel that is ready on a device, from memory, disk or source; a factory has one signature."""
+    key = make, shape, threads, device  # to hash a signature takes 6 us, more than the launch
+    kernel = _loaded.get(key)
+    if kernel is None:
+        from cuda.core import ObjectCode
 
-    compiled = _cached(make, shape, signature, target_of(device), threads)
-    return ObjectCode.from_cubin(compiled.cubin).get_kernel(compiled.name)
+        compiled = _cached(make, shape, signature, target_of(device), threads)
+        kernel = _loaded[key] = ObjectCode.from_cubin(compiled.cubin).get_kernel(compiled.name)
+    return kernel
 
 
 @functools.lru_cache(maxsize=1024)  # grids follow sizes, and those never end
@@ -158,4 +164,6 @@ def launch(
     """Queue a kernel on a stream."""
     import cuda.core
 
+    if not blocks:
+        return  # no rows, no work; to the driver an empty grid is an error
     cuda.core.launch(stream, _configuration(blocks, threads, shared_bytes), kernel, *arguments)

@@ -44,6 +44,8 @@ class Segments:
     runs : int32 [runs, 3]
         (first tile column, end tile column, mask id); disjoint and ascending in a tile row.
     pool : MaskPool
+    pairs : int or None
+        Number of pairs, where it was known before anything was drawn.
     """
 
     shape: tuple[int, int]
@@ -51,6 +53,7 @@ class Segments:
     indptr: npt.NDArray[np.int64]
     runs: npt.NDArray[np.int32]
     pool: MaskPool
+    pairs: int | None = None
 
     def mask_counts(self) -> npt.NDArray[np.int64]:
         """How many tiles have each mask of the pool."""
@@ -60,6 +63,8 @@ class Segments:
     @property
     def nnz(self) -> int:
         """Number of pairs."""
+        if self.pairs is not None:
+            return self.pairs
         counts = self.mask_counts()
         masks = self.pool.masks[: self.pool.count]
         total = 0
@@ -153,8 +158,10 @@ class _Runs:
                 grown[: self.indptr[done]] = self.runs[: self.indptr[done]]
                 self.runs = grown
 
-    def finish(self, shape: tuple[int, int], first_row_tile: int, pool: MaskPool) -> Segments:
-        return Segments(shape, first_row_tile, self.indptr, self.runs[: self.indptr[-1]], pool)
+    def finish(
+        self, shape: tuple[int, int], first_row_tile: int, pool: MaskPool, pairs: int | None = None
+    ) -> Segments:
+        return Segments(shape, first_row_tile, self.indptr, self.runs[: self.indptr[-1]], pool, pairs)
 
 
 def segments_from_pieces(
@@ -235,7 +242,7 @@ def segments_from_rows(
         )
 
     output.complete(pool, row_tiles, step)
-    return output.finish(shape, first_row_tile, pool)
+    return output.finish(shape, first_row_tile, pool, int(indptr[-1] - indptr[0]))
 
 
 def combine(operation: str, left: Segments, right: Segments) -> Segments:

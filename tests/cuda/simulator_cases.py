@@ -16,9 +16,17 @@ from hypothesis import strategies as st
 from numba import cuda
 
 from numba_sparse_attn.cuda.device import lanes, simulated
-from numba_sparse_attn.testing import DTYPES, assert_margins_untouched, budget_for, random_problem, surrounded
+from numba_sparse_attn.errors import EngineError
+from numba_sparse_attn.testing import (
+    DTYPES,
+    assert_margins_untouched,
+    budget_for,
+    random_problem,
+    run_engine,
+    surrounded,
+)
 
-from .launching import run, small_problems, structures_of
+from .launching import SimulatedEngine, run, small_problems, structures_of
 
 #: A problem takes a second here, forward and backward.
 few_examples = settings(max_examples=max(1, settings().max_examples // 2))
@@ -41,11 +49,12 @@ def one_core():
 
 
 @few_examples
-@given(small_problems(), st.booleans(), st.sampled_from([2, 100]))
-def test_small_problems(problem, wide, part_keys):
+@given(small_problems(), st.booleans(), st.sampled_from([2, 100]), st.sampled_from([np.nan, np.inf]))
+def test_small_problems(problem, wide, part_keys, poison):
     seen = problem.selected.sum(axis=-1)
     event(f"rows without keys: {bool((seen == 0).any())}, rows in parts: {bool((seen > part_keys).any())}")
-    budget_for(problem).check(**run(problem, structures_of(problem, wide), part_keys=part_keys))
+    results = run(problem, structures_of(problem, wide), part_keys=part_keys, poison=poison)
+    budget_for(problem).check(**results)
 
 
 @every_dtype
@@ -62,6 +71,36 @@ def test_warps_of_a_block_with_rows_of_very_different_length(dtype):
     lengths = np.array([70, 0, 1, 33, 0, 2])
     problem = random_problem(np.arange(70) < lengths[:, None], head_dim=8, dtype=DTYPES[dtype])
     budget_for(problem, gradients=False).check(**run(problem, structures_of(problem), gradients=False))
+
+
+def test_key_0_fills_idle_lanes_without_a_trace():
+    """Beside its score, the scores of the keys that were asked for would vanish."""
+    problem = random_problem([[False, True, True], [True, False, False]], head_dim=8)
+    problem.k[0, 0] = 1000.0 * problem.q[0, 0]
+    budget_for(problem).check(**run(problem, structures_of(problem)))
+
+
+def test_the_same_bits_every_time():
+    mask = np.arange(12) < np.array([[0], [12], [3], [7], [1]])
+    problem = random_problem(mask, heads=2, kv_heads=1, head_dim=8, dtype=DTYPES["bfloat16"])
+    budget_for(problem).check(**run_engine(SimulatedEngine(part_keys=5), problem, structures_of(problem)))
+
+
+def test_batch_axes_that_no_single_stride_reaches():
+    mask = np.array([[True, False], [True, True]])
+    problem = random_problem(mask, batch=(2, 3), head_dim=8, dtype=DTYPES["float16"])
+    swapped = [np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1) for array in problem.arrays]
+    problem = problem.with_arrays(*swapped)
+    budget_for(problem).check(**run(problem, structures_of(problem)))
+
+
+def test_patterns_that_differ_inside_of_a_group():
+    mask = np.array([[[True, False]], [[True, True]], [[False, False]], [[False, True]]])
+    problem = random_problem(mask, heads=4, kv_heads=2, head_dim=8)
+    structures = structures_of(problem)
+    budget_for(problem, gradients=False).check(**run(problem, structures, gradients=False))
+    with pytest.raises(EngineError, match="different patterns for query heads that share a key head"):
+        run(problem, structures)
 
 
 # What the simulator stands on: collectives and memory
