@@ -116,7 +116,9 @@ class Pattern:
         >>> Pattern.load(path).equals(patterns.causal(4))
         True
         """
-        return _as_pattern(scipy.sparse.load_npz(path), name=os.path.basename(path))
+        from ..formats.npz import read_npz
+
+        return cls.from_csr(read_npz(path), name=os.path.basename(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pairs as a SciPy ``.npz`` file (CSR), which SciPy alone can read.
@@ -399,11 +401,11 @@ def _is_operand(value: Any) -> bool:
     return isinstance(value, Pattern | np.ndarray) or scipy.sparse.issparse(value)
 
 
-def _as_pattern(value: Any, name: str | None = None) -> Pattern:
+def _as_pattern(value: Any) -> Pattern:
     """One pattern from anything that says which query sees which key."""
     from .convert import as_pattern
 
-    made = as_pattern(value, name=name)
+    made = as_pattern(value)
     if not isinstance(made, Pattern):
         raise PatternError(
             "patterns for several heads beside one pattern", "operands for one head", "put HeadPatterns first"

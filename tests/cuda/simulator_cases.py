@@ -80,6 +80,12 @@ def test_key_0_fills_idle_lanes_without_a_trace():
     budget_for(problem).check(**run(problem, structures_of(problem)))
 
 
+@pytest.mark.parametrize(("n_q", "n_k"), [(0, 3), (3, 0), (0, 0)])
+def test_nothing_at_all(n_q, n_k):
+    problem = random_problem(np.ones((n_q, n_k), bool), heads=2, kv_heads=1, head_dim=8)
+    budget_for(problem).check(**run(problem, structures_of(problem)))
+
+
 def test_the_same_bits_every_time():
     mask = np.arange(12) < np.array([[0], [12], [3], [7], [1]])
     problem = random_problem(mask, heads=2, kv_heads=1, head_dim=8, dtype=DTYPES["bfloat16"])
