@@ -258,7 +258,7 @@ def backward(
             "one pattern for all query heads of a key head",
             "repeat k and v for these heads, or use engine='cpu'",
         )
-    if _merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
+    if lse.size and _merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
         raise EngineError(
             f"lse with shape {lse.shape} and strides {lse.strides}, on the GPU",
             "a contiguous lse, as the forward pass returns it",
