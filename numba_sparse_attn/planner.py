@@ -7,7 +7,7 @@ runs on any arrays of that kind, with any batch axes. It holds what was built fo
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +27,9 @@ __all__ = ["ENGINES", "Plan", "gpu_views", "make_plan"]
 #: Engines of this version. "auto" stands for the first that can run the call.
 ENGINES = ("cpu", "cuda-warp", "reference")
 _COMING = {"cuda-tile": "Tensor-Core tiles"}
+
+#: Sizes of batches whose requests a plan remembers.
+_REQUESTS_KEPT = 64
 
 #: Largest mask that the reference engine builds, in bytes.
 _REFERENCE_LIMIT = 1 << 31
@@ -89,15 +92,20 @@ class Plan:
     _index: npt.NDArray[np.int32]
     _choices: tuple[_Choice, ...]
     _reason: str
+    _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what engines remember, which is of use on this machine and in this process only."""
+        return {**self.__dict__, "_requests": {}}
 
     def __call__(
         self, q: Any, k: Any, v: Any, *, return_lse: bool = False, out: npt.NDArray[Any] | None = None
     ) -> Any:
         """Attention over the plan's pairs; arguments as in :func:`numba_sparse_attn.sparse_attention`."""
-        if self.engine == "cuda-warp":
+        if self.engine.startswith("cuda"):
             from .cuda import calls
 
-            return calls.forward(self.engine, self._request, q, k, v, return_lse=return_lse, out=out)
+            return calls.forward(self._module, self._request, q, k, v, return_lse=return_lse, out=out)
         q, k, v = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
@@ -113,10 +121,10 @@ class Plan:
         self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Gradients (dq, dk, dv); arguments as in :func:`numba_sparse_attn.sparse_attention_backward`."""
-        if self.engine == "cuda-warp":
+        if self.engine.startswith("cuda"):
             from .cuda import calls
 
-            return calls.backward(self.engine, self._request, dout, q, k, v, out, lse)
+            return calls.backward(self._module, self._request, dout, q, k, v, out, lse)
         q, k, v = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
@@ -166,7 +174,21 @@ class Plan:
         return _engine(self.engine)
 
     def _request(self, dimensions: arrays.Dimensions) -> Request:
-        """The engine's view of a call, after checking that the arrays are of the planned kind."""
+        """The engine's view of a call: the same object for equal dimensions, since engines keep things in it.
+
+        Threads may share a plan: every step on the dictionary is atomic, and whoever comes second gets what
+        the first has made.
+        """
+        request = self._requests.get(dimensions)
+        if request is None:
+            made = self._make_request(dimensions)
+            if len(self._requests) >= _REQUESTS_KEPT:
+                self._requests.clear()
+            request = self._requests.setdefault(dimensions, made)
+        return request
+
+    def _make_request(self, dimensions: arrays.Dimensions) -> Request:
+        """A request, after checking that the arrays are of the planned kind."""
         planned = (
             *self.pattern.shape,
             self.heads,
@@ -242,7 +264,7 @@ def make_plan(
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
     )
-    refusals = plan._module.why_not(plan._request(dimensions))
+    refusals = plan._module.why_not(plan._make_request(dimensions))
     if refusals:
         raise EngineError(
             f"engine {name!r} asked for a call it cannot run", "; ".join(refusals), "use engine='auto'"
@@ -360,6 +382,10 @@ def _engine(name: str) -> ModuleType | _ReferenceEngine:
     """The engine's three functions; imported when first used."""
     if name == "reference":
         return _ReferenceEngine()
+    if name.startswith("cuda"):
+        from .cuda import calls
+
+        return calls.engine_module(name)
     from . import cpu
 
     return cpu

@@ -45,7 +45,7 @@ ALLOWED = {
     "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays"},
     "cuda.ptx": {"errors"},
     "cuda.device": HOST | {"cuda.ptx"},
-    "cuda.launch": HOST,
+    "cuda.launch": HOST | {"cuda.streams"},
     "cuda.view": HOST,
     "cuda.dlpack": HOST,
     "cuda.streams": HOST,

@@ -27,22 +27,14 @@ from numba_sparse_attn.testing import (
     run_engine,
 )
 
+from .hard_cases import LAYOUTS, MALFORMED, causal_window, relaid, same_bits
+
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 every_path = pytest.mark.parametrize("structure", [Pattern.tiles, Pattern.rows], ids=["tiles", "rows"])
 
 
 def run(problem: Problem, pattern=None):
     return run_call(problem, as_pattern(problem.mask) if pattern is None else pattern, engine="cpu")
-
-
-def same_bits(one, other):
-    for name in one:
-        assert one[name].tobytes() == other[name].tobytes(), f"{name} differs"
-
-
-def causal_window(n_q, n_k, reach=37):
-    behind = np.arange(n_q)[:, None] + (n_k - n_q) - np.arange(n_k)
-    return (0 <= behind) & (behind <= reach)
 
 
 @every_path
@@ -177,26 +169,6 @@ def test_every_head_and_batch_element_has_its_own_mask(structure):
         budget_for(one).check(**results)
 
 
-def relaid(array, layout):
-    """An array with other strides, equal to the given one except where the layout repeats rows."""
-    if layout == "transposed":
-        return np.ascontiguousarray(array.swapaxes(-1, -2)).swapaxes(-1, -2)
-    if layout == "heads last":
-        return np.ascontiguousarray(array.swapaxes(-2, -3)).swapaxes(-2, -3)
-    if layout == "every second":
-        wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
-        wide[..., ::2] = array
-        return wide[..., ::2]
-    if layout == "backwards":
-        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
-    if layout == "one head":
-        return np.broadcast_to(array[..., :1, :, :], array.shape)
-    return np.broadcast_to(array[..., :1, :], array.shape)  # one token
-
-
-LAYOUTS = ("transposed", "heads last", "every second", "backwards", "one head")
-
-
 @every_path
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
@@ -303,15 +275,7 @@ def test_malformed_arrays_are_an_error_and_disorder_is_none():
         )
         return nsa.sparse_attention(q, q, q, matrix, engine="cpu")
 
-    for indptr, indices in (
-        ([0, 2, 1, 3], [0, 1, 2]),
-        ([0, 1, 2, 9], [0, 1, 2]),
-        ([1, 1, 2, 3], [0, 1, 2]),
-        ([0, 1, 3], [0, 1, 2]),
-        ([0, 1, 2, 3], [0, 1, 3]),
-        ([0, 1, 2, 3], [0, -1, 2]),
-        ([0, 1, 2, 3], [0, 2**31 - 1, 2]),
-    ):
+    for indptr, indices in MALFORMED:
         with pytest.raises(nsa.FormatError):
             attend(indptr, indices)
     tidy = attend([0, 2, 3, 3], [0, 2, 1])

@@ -1,15 +1,20 @@
 """From the arrays of a call to an engine and back: order of streams, memory for results, staging.
 
 Arrays on a GPU are used where they lie, on their own stream, and results come back as the caller's kind
-of array without waiting. NumPy arrays are copied to the GPU and back; over a PCIe 5 bus that moves about
-40 GB/s, so it pays only where a pair costs much more than its bytes.
+of array without waiting. NumPy arrays are copied to the GPU and back, in pieces: see :mod:`staging`.
+
+A call is made of what depends on shapes and types alone (checks, sizes, the request and what the engine
+keeps in it) and of what is new each time (addresses, memory for results, launches). The former is worked
+out when such a call is first met and looked up afterwards, so a repeated call takes the same path as the
+first, with less to do on it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +25,18 @@ from . import memory, staging, streams
 from .interchange import device_views
 from .view import DeviceView
 
-__all__ = ["backward", "forward", "why_unavailable"]
+__all__ = ["backward", "engine_module", "forward", "why_unavailable"]
 
 _MODULES = {"cuda-warp": "numba_sparse_attn.cuda.warp"}
 
 #: From the sizes of a call to what an engine is told; refuses sizes that were not planned for.
 RequestMaker = Callable[[arrays.Dimensions], Request]
+
+_FORWARD = ("q", "k", "v")
+_BACKWARD = ("dout", "q", "k", "v", "out", "lse")
+
+#: The GPU that computes for arrays on the host.
+_GPU_OF_HOST_ARRAYS = 0
 
 
 def why_unavailable() -> str | None:
@@ -47,99 +58,173 @@ def engine_module(name: str) -> Any:
     return importlib.import_module(_MODULES[name])
 
 
-def _inputs(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[tuple[DeviceView, ...], bool]:
-    """Views of the arrays, and whether they had to be copied from the host (to GPU 0)."""
-    views = device_views(names, values)
-    if views is not None:
-        return views, False
-    hosts = [arrays.as_array(value, name) for name, value in zip(names, values, strict=True)]
-    for array, name in zip(hosts, names, strict=True):
-        arrays.check_dtype(array.dtype, name)
-    stream = streams.own_stream(0)
-    with streams.on_device(0):
-        return tuple(staging.to_device(array, 0, stream) for array in hosts), True
-
-
-def _outputs(
-    shapes: list[tuple[tuple[int, ...], np.dtype[Any]]], like: DeviceView, stream: int, staged: bool
-) -> list[DeviceView]:
-    library = "other" if staged else like.library
-    return [memory.allocate(library, shape, dtype, like.device, stream) for shape, dtype in shapes]
-
-
-def _results(views: list[DeviceView], stream: int, staged: bool) -> list[Any]:
-    """What the caller gets: his own kind of array."""
-    if not staged:
-        return [memory.deliver(view) for view in views]
-    hosts: list[npt.NDArray[Any]] = []
-    for view in views:
-        host = np.empty(view.shape, view.dtype)
-        staging.to_host(view, host, stream)
-        hosts.append(host)
-    return hosts
-
-
-def _headed(views: tuple[DeviceView, ...] | list[DeviceView], flat: bool) -> list[DeviceView]:
-    return [view.with_leading_axis() for view in views] if flat else list(views)
-
-
 def forward(
-    engine: str, make_request: RequestMaker, q: Any, k: Any, v: Any, *, return_lse: bool, out: Any
+    engine: Any, make_request: RequestMaker, q: Any, k: Any, v: Any, *, return_lse: bool, out: Any
 ) -> Any:
     """A forward call on a GPU; see :meth:`numba_sparse_attn.Plan.__call__`."""
-    inputs, staged = _inputs(("q", "k", "v"), (q, k, v))
-    dimensions = arrays.check_arrays(*inputs)
-    request = make_request(dimensions)
-    shape = (*inputs[0].shape[:-1], request.value_dim)
-    device = inputs[0].device
-    with streams.on_device(device):
-        if out is None or staged:
-            if out is not None:
-                arrays.output_array(out, shape, request.dtype, ())
-            stream = memory.join(inputs)
-            (result,) = _outputs([(shape, request.dtype)], inputs[0], stream, staged)
-        else:
-            result = memory.accept(out, shape, request.dtype, device, inputs)
-            inputs = (result, *inputs)
-            stream = memory.join(inputs)
-        views = [result]
+    inputs = device_views(_FORWARD, (q, k, v))
+    if inputs is None:
+        hosts = _host_arrays(_FORWARD, (q, k, v))
+        request = make_request(_dimensions(*hosts))
+        shape = (*hosts[0].shape[:-1], request.value_dim)
+        targets = [arrays.output_array(out, shape, request.dtype, tuple(hosts))]
         if return_lse:
-            views += _outputs([(shape[:-1], request.accumulator)], inputs[0], stream, staged)
-        lse = views[1] if return_lse else None
-        if result.size or (lse is not None and lse.size):
-            headed = _headed([*inputs[-3:], result], dimensions.flat)
-            lse_view = None if lse is None else _headed([lse], dimensions.flat)[0]
-            engine_module(engine).forward(request, *headed, lse_view)
-        memory.release(inputs, stream)
-        results = _results(views, stream, staged)
-    if staged and out is not None:
-        out[...] = results[0]
-        results[0] = out
-    elif out is not None:
-        results[0] = out
+            targets.append(np.empty(shape[:-1], request.accumulator))
+        with streams.on_device(_GPU_OF_HOST_ARRAYS):
+            views = _queue_forward(engine, request, _copies(hosts), return_lse=return_lse, out=None)
+            results: list[Any] = _fetched(views, targets)
+    else:
+        request = make_request(_dimensions(*inputs))
+        with streams.on_device(inputs[0].device):
+            views = _queue_forward(engine, request, inputs, return_lse=return_lse, out=out)
+            results = [memory.deliver(view) for view in views]
     return tuple(results) if return_lse else results[0]
 
 
 def backward(
-    engine: str, make_request: RequestMaker, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
+    engine: Any, make_request: RequestMaker, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
 ) -> tuple[Any, Any, Any]:
     """A backward call on a GPU; see :meth:`numba_sparse_attn.Plan.backward`."""
-    names = ("dout", "q", "k", "v", "out", "lse")
-    inputs, staged = _inputs(names, (dout, q, k, v, out, lse))
-    dout_view, q_view, k_view, v_view, out_view, lse_view = inputs
-    dimensions = arrays.check_arrays(q_view, k_view, v_view)
-    request = make_request(dimensions)
-    shape = (*q_view.shape[:-1], request.value_dim)
-    for view, name in ((dout_view, "dout"), (out_view, "out")):
-        arrays.check_gradient(view, shape, request.dtype, name)
-    arrays.check_gradient(lse_view, shape[:-1], request.accumulator, "lse")
-    with streams.on_device(q_view.device):
-        stream = memory.join((q_view, *inputs))
-        shapes = [(view.shape, request.dtype) for view in (q_view, k_view, v_view)]
-        gradients = _outputs(shapes, q_view, stream, staged)
-        if request.batch:
-            headed = _headed([*inputs, *gradients], dimensions.flat)
-            engine_module(engine).backward(request, *headed)
-        memory.release(inputs, stream)
-        dq, dk, dv = _results(gradients, stream, staged)
+    values = (dout, q, k, v, out, lse)
+    inputs = device_views(_BACKWARD, values)
+    if inputs is None:
+        hosts = _host_arrays(_BACKWARD, values)
+        request = _backward_request(make_request, *hosts)
+        targets = [np.empty(array.shape, request.dtype) for array in hosts[1:4]]
+        with streams.on_device(_GPU_OF_HOST_ARRAYS):
+            dq, dk, dv = _fetched(_queue_backward(engine, request, _copies(hosts)), targets)
+    else:
+        request = _backward_request(make_request, *inputs)
+        with streams.on_device(inputs[0].device):
+            dq, dk, dv = [memory.deliver(view) for view in _queue_backward(engine, request, inputs)]
     return dq, dk, dv
+
+
+# What depends on shapes and types ------------------------------------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """What the checks see of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+def _dimensions(q: arrays.ArrayLike, k: arrays.ArrayLike, v: arrays.ArrayLike) -> arrays.Dimensions:
+    """Sizes of a call, after every check that needs no pattern."""
+    return _checked(q.shape, q.dtype, k.shape, k.dtype, v.shape, v.dtype)
+
+
+@functools.lru_cache(maxsize=1024)  # the checks take 8 us; what they refuse is not remembered
+def _checked(
+    q_shape: tuple[int, ...],
+    q_dtype: np.dtype[Any],
+    k_shape: tuple[int, ...],
+    k_dtype: np.dtype[Any],
+    v_shape: tuple[int, ...],
+    v_dtype: np.dtype[Any],
+) -> arrays.Dimensions:
+    return arrays.check_arrays(_Kind(q_shape, q_dtype), _Kind(k_shape, k_dtype), _Kind(v_shape, v_dtype))
+
+
+def _backward_request(
+    make_request: RequestMaker,
+    dout: arrays.ArrayLike,
+    q: arrays.ArrayLike,
+    k: arrays.ArrayLike,
+    v: arrays.ArrayLike,
+    out: arrays.ArrayLike,
+    lse: arrays.ArrayLike,
+) -> Request:
+    """The request of a backward call, after checking the arrays that a forward call does not have."""
+    request = make_request(_dimensions(q, k, v))
+    rows = q.shape[:-1]
+    shape = (*rows, request.value_dim)
+    arrays.check_gradient(dout, shape, request.dtype, "dout")
+    arrays.check_gradient(out, shape, request.dtype, "out")
+    arrays.check_gradient(lse, rows, request.accumulator, "lse")
+    return request
+
+
+# What is new each time -----------------------------------------------------------------------------------
+
+
+def _queue_forward(
+    engine: Any, request: Request, inputs: tuple[DeviceView, ...], *, return_lse: bool, out: Any
+) -> list[DeviceView]:
+    """Queue a forward call on the current device: views of `out` and, if asked for, `lse`."""
+    q = inputs[0]
+    rows = q.shape[:-1]
+    shape = (*rows, request.value_dim)
+    if out is None:
+        in_order = inputs
+        stream = memory.join(in_order)
+        result = memory.allocate(q.library, shape, request.dtype, q.device, stream)
+    else:
+        result = memory.accept(out, shape, request.dtype, q.device, inputs)
+        in_order = (result, *inputs)
+        stream = memory.join(in_order)
+    lse = None
+    if return_lse:
+        lse = memory.allocate(result.library, rows, request.accumulator, q.device, stream)
+    if 0 not in shape:
+        _run(engine.forward, request, q.device, (*inputs, result, lse))
+    memory.release(in_order, stream)
+    return [result] if lse is None else [result, lse]
+
+
+def _queue_backward(engine: Any, request: Request, inputs: tuple[DeviceView, ...]) -> list[DeviceView]:
+    """Queue a backward call on the current device: views of dq, dk and dv."""
+    qkv = inputs[1:4]
+    q = qkv[0]
+    stream = memory.join((q, *inputs))  # q's, as in the forward call
+    gradients = [memory.allocate(q.library, view.shape, request.dtype, q.device, stream) for view in qkv]
+    if request.batch:
+        _run(engine.backward, request, q.device, (*inputs, *gradients))
+    memory.release(inputs, stream)
+    return gradients
+
+
+def _run(
+    function: Callable[..., None], request: Request, device: int, views: tuple[DeviceView | None, ...]
+) -> None:
+    """Call an engine. What it prepares in its first call of a kind may happen while a graph is captured."""
+    met = function, device
+    if met in request.memo:
+        function(request, *_with_heads_axis(views))
+    else:
+        with streams.beside_capture():
+            function(request, *_with_heads_axis(views))
+        request.memo[met] = True
+
+
+def _with_heads_axis(views: tuple[DeviceView | None, ...]) -> tuple[DeviceView | None, ...]:
+    """The views as engines want them: with a heads axis, also where the caller's arrays are flat (n, d)."""
+    first = views[0]
+    if first is None or len(first.shape) > 2:
+        return views
+    return tuple([view and view.with_leading_axis() for view in views])
+
+
+# Arrays on the host --------------------------------------------------------------------------------------
+
+
+def _host_arrays(names: tuple[str, ...], values: tuple[Any, ...]) -> list[npt.NDArray[Any]]:
+    return [arrays.as_array(value, name) for name, value in zip(names, values, strict=True)]
+
+
+def _copies(hosts: list[npt.NDArray[Any]]) -> tuple[DeviceView, ...]:
+    """The arrays in GPU memory, in the order of a stream of ours."""
+    stream = streams.own_stream(_GPU_OF_HOST_ARRAYS)
+    return tuple([staging.to_device(array, _GPU_OF_HOST_ARRAYS, stream) for array in hosts])
+
+
+def _fetched(views: list[DeviceView], targets: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """The arrays that results were copied to."""
+    for view, target in zip(views, targets, strict=True):
+        staging.to_host(view, target, view.stream)
+    return targets

@@ -7,6 +7,7 @@ two layouts: the original one and, since version 1.0, one that begins with a ver
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,7 @@ def make_capsule(
     return capsule
 
 
+@functools.lru_cache(maxsize=1024)
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides in bytes of a C-contiguous array."""
     strides = []

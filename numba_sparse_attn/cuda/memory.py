@@ -54,7 +54,7 @@ class DeviceArray:
     __slots__ = ("__weakref__", "_buffer", "_device", "_stream", "dtype", "shape")
 
     def __init__(
-        self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: int
+        self, buffer: _PoolMemory, shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: int
     ) -> None:
         self._buffer = buffer
         self.shape = shape
@@ -73,7 +73,7 @@ class DeviceArray:
             "shape": self.shape,
             "typestr": self.dtype.str,
             "strides": None,
-            "data": (int(self._buffer.handle), False),
+            "data": (self._buffer.handle, False),
             "stream": self._stream or 1,
         }
 
@@ -96,7 +96,7 @@ class DeviceArray:
             with streams.on_device(self._device):
                 streams.wait(stream or 0, self._stream, self._device)
         return dlpack.make_capsule(
-            int(self._buffer.handle),
+            self._buffer.handle,
             self.shape,
             self.dtype,
             *self.__dlpack_device__(),
@@ -135,10 +135,9 @@ def allocate(
             "PyTorch tensors and CuPy arrays, whose allocators take part in a capture, or out=",
             "allocate the result beforehand and pass it as out=",
         )
-    nbytes = math.prod(shape) * dtype.itemsize
-    buffer = _pool(device).allocate(max(nbytes, 1), stream=streams.stream_object(stream, device))
+    buffer = _PoolMemory(math.prod(shape) * dtype.itemsize, device, stream)
     array = DeviceArray(buffer, shape, dtype, device, stream)
-    return _contiguous(int(buffer.handle), shape, dtype, device, stream, library, array)
+    return _contiguous(buffer.handle, shape, dtype, device, stream, library, array)
 
 
 def deliver(view: DeviceView) -> Any:
@@ -190,7 +189,7 @@ def accept(
             "arrays that are not read-only, not JAX's, and require no gradient",
             "leave out= away to get a new array",
         )
-    if _overlaps_itself(view):
+    if _overlaps_itself(shape, view.strides, dtype.itemsize):
         raise ShapeError(
             f"out with shape {shape} and strides {view.strides}",
             "one place in memory for every element",
@@ -207,14 +206,15 @@ def accept(
     return view
 
 
-def _overlaps_itself(view: DeviceView) -> bool:
+@functools.lru_cache(maxsize=1024)
+def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether two elements may share memory: each axis must step over everything of the faster ones."""
-    reach = view.dtype.itemsize
-    axes = sorted((abs(step), length) for step, length in zip(view.strides, view.shape, strict=True))
+    reach = itemsize
+    axes = sorted((abs(step), length) for step, length in zip(strides, shape, strict=True))
     for step, length in axes:
         if length > 1:
             if step < reach:
-                return view.size > 0
+                return 0 not in shape
             reach += step * (length - 1)
     return False
 
@@ -281,9 +281,33 @@ def scratch(nbytes: int, device: int, stream: int, library: str = "other") -> De
     nbytes = max(nbytes, 1)
     if library in ("torch", "cupy"):
         return allocate(library, (nbytes,), _BYTE, device, stream)
-    resource = _graph_memory(device) if streams.is_capturing(stream) else _pool(device)
-    buffer = resource.allocate(nbytes, stream=streams.stream_object(stream, device))
+    if streams.is_capturing(stream):
+        buffer = _graph_memory(device).allocate(nbytes, stream=streams.stream_object(stream, device))
+    else:
+        buffer = _PoolMemory(nbytes, device, stream)
     return _contiguous(int(buffer.handle), (nbytes,), _BYTE, device, stream, "other", buffer)
+
+
+class _PoolMemory:
+    """Memory from the driver's pool, for a stream that is not captured, though another one may be.
+
+    It dies wherever its last user does: in any thread, and while anybody captures a graph, which an
+    ordinary call to free it would spoil.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_device", "handle")
+
+    def __init__(self, nbytes: int, device: int, stream: int) -> None:
+        with streams.beside_capture():
+            order = streams.stream_object(stream, device)
+            self._buffer = _pool(device).allocate(max(nbytes, 1), stream=order)
+        self._device = device
+        self.handle = int(self._buffer.handle)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and hasattr(self, "_buffer"):
+            with streams.on_device(self._device), streams.beside_capture():
+                del self._buffer
 
 
 @functools.cache
@@ -343,7 +367,8 @@ def release(views: tuple[DeviceView, ...], stream: int) -> None:
 def _drop_held() -> None:
     """Give back what the kernels of earlier calls have finished reading."""
     finished = []
-    with _HELD_LOCK:
-        while _HELD and _HELD[0][0].is_done:
-            finished.append(_HELD.popleft())
-    finished.clear()  # outside the lock: giving back runs other libraries' code
+    with streams.beside_capture():  # to ask an event is forbidden, and giving back may free memory
+        with _HELD_LOCK:
+            while _HELD and _HELD[0][0].is_done:
+                finished.append(_HELD.popleft())
+        finished.clear()  # without the lock: giving back runs other libraries' code

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 __all__ = [
+    "beside_capture",
     "call",
     "device_of_address",
     "driver",
@@ -59,23 +60,39 @@ class on_device:
         self._pushed = False
 
     def __enter__(self) -> None:
-        if int(call("cuCtxGetCurrent")) != int(self._context):
+        if int(call("cuCtxGetCurrent")) != self._context:
             call("cuCtxPushCurrent", self._context)
             self._pushed = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._pushed:
             call("cuCtxPopCurrent")
             self._pushed = False
 
 
 @functools.cache
-def _primary_context(device: int) -> Any:
+def _primary_context(device: int) -> int:
     """The context that the CUDA runtime, and with it every library, uses; held until the process ends."""
     call("cuInit", 0)
-    return call("cuDevicePrimaryCtxRetain", call("cuDeviceGet", device))
+    return int(call("cuDevicePrimaryCtxRetain", call("cuDeviceGet", device)))
+
+
+class beside_capture:
+    """``with beside_capture():`` allocate and load, though a stream may be captured into a CUDA graph.
+
+    As long as any stream is captured, the driver forbids every thread what might wait for it: pinning memory,
+    allocating, loading. What is made once and kept, on streams of ours that nobody captures, is no part of
+    the graph and may be made all the same.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        relaxed = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        self._before = call("cuThreadExchangeStreamCaptureMode", relaxed)
+
+    def __exit__(self, *error: object) -> None:
+        call("cuThreadExchangeStreamCaptureMode", self._before)
 
 
 @functools.lru_cache(maxsize=_STREAMS_KEPT)
@@ -94,7 +111,7 @@ def own_stream(device: int) -> int:
     if stream is None:
         from cuda.core import Device
 
-        with _OWN_LOCK, on_device(device):
+        with _OWN_LOCK, on_device(device), beside_capture():
             if device not in _OWN:
                 Device(device).set_current()  # cuda.core wants to hear it from the thread itself
                 _OWN[device] = Device(device).create_stream()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,9 +83,14 @@ class DeviceView:
 
     def extent(self) -> tuple[int, int]:
         """First byte of the array, and first byte behind it."""
-        if not self.size:
-            return self.address, self.address
-        reach = [(length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)]
-        low = sum(min(step, 0) for step in reach)
-        high = sum(max(step, 0) for step in reach)
-        return self.address + low, self.address + high + self.dtype.itemsize
+        low, high = _reach(self.shape, self.strides, self.dtype.itemsize)
+        return self.address + low, self.address + high
+
+
+@functools.lru_cache(maxsize=1024)
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Where an array begins and ends, from its element with all indices zero."""
+    if 0 in shape:
+        return 0, 0
+    reach = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+    return sum(min(step, 0) for step in reach), sum(max(step, 0) for step in reach) + itemsize

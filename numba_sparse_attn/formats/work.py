@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ class Request:
         float16, bfloat16 (ml_dtypes), float32 or float64; of q, k, v, out and the gradients.
     scale : float
         Factor on q k^T before the softmax.
+    memo : dict
+        What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
+        fields starts with an empty one.
     """
 
     structures: tuple[Structure, ...]
@@ -48,6 +52,7 @@ class Request:
     value_dim: int
     dtype: np.dtype[Any]
     scale: float
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def batch(self) -> int:
@@ -59,7 +64,7 @@ class Request:
         """Query heads that share one key head."""
         return self.heads // self.kv_heads
 
-    @property
+    @cached_property
     def accumulator(self) -> np.dtype[Any]:
         """Element type of sums and of lse: float64 for float64, float32 for everything else."""
         return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections import Counter
+from importlib.metadata import files
 
 from numba import cuda
 
@@ -27,3 +30,17 @@ def instructions(text):
     body = text[text.index(".entry") :]
     body = re.sub(r"//.*", "", body[body.index("{") + 1 :])
     return Counter(_OPCODE.findall(body))
+
+
+def disassembled(cubin):
+    """Machine code of a cubin as text."""
+    program = next(
+        path for path in files("nvidia-cuda-nvdisasm") or () if path.name.partition(".")[0] == "nvdisasm"
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        found = subprocess.run(
+            [str(program.locate()), "-c", file.name], capture_output=True, text=True, check=True
+        )
+    return found.stdout

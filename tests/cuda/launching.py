@@ -21,8 +21,8 @@ from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.view import DeviceView
 from numba_sparse_attn.cuda.warp.backward import make_key_backward, make_query_backward
 from numba_sparse_attn.cuda.warp.forward import make_forward
-from numba_sparse_attn.cuda.warp.merge import make_merge
-from numba_sparse_attn.cuda.warp.schedule import PART_KEYS, make_schedule
+from numba_sparse_attn.cuda.warp.merge import make_add, make_merge
+from numba_sparse_attn.cuda.warp.schedule import PART_KEYS
 from numba_sparse_attn.formats import Csr, from_mask
 from numba_sparse_attn.testing import (
     DTYPES,
@@ -41,8 +41,11 @@ WRITES = {
     make_forward: {"out", "lse", "scratch"},
     make_merge: {"out", "lse"},
     make_query_backward: {"dq", "scratch"},
-    make_key_backward: {"dk", "dv"},
+    make_key_backward: {"dk", "dv", "scratch"},
+    make_add: {"dq", "dk", "dv"},
 }
+#: Temporary memory holds delta and partial sums: this kernel reads the one and writes the other.
+READS_TOO = {make_key_backward: {"scratch"}}
 
 #: Arrays that stand for device memory, each with its part in the engine, by identity.
 _known = {}
@@ -88,12 +91,12 @@ def widened(csr):
     return result
 
 
-def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan):
+def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan, engine=None):
     """Results by name; `poison` in rows that no pair needs, NaN in outputs and around them."""
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
     request = request_for(problem, structures)
-    engine = SimulatedEngine(part_keys)
+    engine = SimulatedEngine(part_keys) if engine is None else engine
     shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
     results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
     results["lse"] = surrounded(nan_filled(q.shape[:-1], problem.accumulator))
@@ -108,12 +111,17 @@ def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.n
 
 
 class SimulatedEngine:
-    """``numba_sparse_attn.cuda.warp`` for NumPy arrays; rows with more than `part_keys` keys are cut."""
+    """``numba_sparse_attn.cuda.warp`` for NumPy arrays; rows with more than `part_keys` keys are cut.
+
+    Blocks that stage runs have two warps: more threads would show nothing more, and take longer.
+    """
 
     why_not = staticmethod(warp.why_not)
 
     def __init__(self, part_keys=PART_KEYS):
         self._part_keys = part_keys
+        #: Names of the kernels that were launched, "shared" before those that stage.
+        self.launched = []
 
     def forward(self, request, q, k, v, out, lse):
         self._run(warp.forward, request, q=q, k=k, v=v, out=out, lse=lse)
@@ -124,9 +132,11 @@ class SimulatedEngine:
 
     def _run(self, function, request, **arrays):
         replaced = {
-            "load_kernel": lambda make, shape, signature, threads, device: (make, shape, signature),
+            "load_kernel": lambda make, shape, signature, threads, device, blocks=1: (make, shape, signature),
             "launch": self._launch,
-            "make_schedule": lambda csr, part_keys=self._part_keys: make_schedule(csr, part_keys),
+            "PART_KEYS": self._part_keys,
+            "SHARING_WARPS": 2,
+            "_LISTS": weakref.WeakKeyDictionary(),
             "memory": SimpleNamespace(scratch=self._scratch),
             "staging": SimpleNamespace(to_device=lambda array, device, stream: self._view("list", array)),
             "streams": mock.MagicMock(),
@@ -142,8 +152,9 @@ class SimulatedEngine:
     def _scratch(self, nbytes, device, stream, library):
         return self._view("scratch", nan_filled((nbytes // 4,), np.float32))
 
-    def _launch(self, kernel, blocks, threads, stream, arguments):
+    def _launch(self, kernel, grid, threads, stream, arguments):
         make, shape, signature = kernel
+        self.launched.append("shared " * (getattr(shape, "tile", 0) > 0) + make.__name__)
         typed = [kind(argument) for kind, argument in zip(signature.args, arguments, strict=True)]
         readable, writable = [], []
         for name, reference in list(_known.values()):
@@ -152,8 +163,11 @@ class SimulatedEngine:
                 continue
             low, high = np.lib.array_utils.byte_bounds(array)
             if any(low <= argument < high for argument in arguments):
-                (writable if name in WRITES[make] else readable).append(array)
+                if name in WRITES[make]:
+                    writable.append(array)
+                if name not in WRITES[make] or name in READS_TOO.get(make, ()):
+                    readable.append(array)
         with guarded(readable, writable), dirty_memory(), warnings.catch_warnings():
             # What comes of poison until it is masked is no news to a GPU.
             warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
-            cuda.jit(make(shape))[blocks, threads](*typed)
+            cuda.jit(make(shape))[grid, threads](*typed)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numba import cuda
 
 from numba_sparse_attn.cuda.device import lanes, simulated
-from numba_sparse_attn.errors import EngineError
 from numba_sparse_attn.testing import (
     DTYPES,
     assert_margins_untouched,
@@ -100,13 +99,38 @@ def test_batch_axes_that_no_single_stride_reaches():
     budget_for(problem).check(**run(problem, structures_of(problem)))
 
 
-def test_patterns_that_differ_inside_of_a_group():
+@pytest.mark.parametrize("part_keys", [2, 100])
+def test_patterns_that_differ_inside_of_a_group(part_keys):
     mask = np.array([[[True, False]], [[True, True]], [[False, False]], [[False, True]]])
+    mask = np.concatenate([mask, ~mask, mask | True], axis=1)
     problem = random_problem(mask, heads=4, kv_heads=2, head_dim=8)
-    structures = structures_of(problem)
-    budget_for(problem, gradients=False).check(**run(problem, structures, gradients=False))
-    with pytest.raises(EngineError, match="different patterns for query heads that share a key head"):
-        run(problem, structures)
+    budget_for(problem).check(**run(problem, structures_of(problem), part_keys=part_keys))
+
+
+#: Windows, wide and narrow, with a far key for one row and another run for a second.
+RUNS = (
+    np.abs(np.arange(8, 75) - 4 * np.arange(6)[:, None] - 40) < np.array([24, 24, 9, 1, 30, 17])[:, None]
+) | (np.arange(67) == np.array([66, -1, -1, 3, 0, 66])[:, None])
+
+
+@pytest.mark.parametrize(
+    ("mask", "head_dim", "value_dim", "heads", "staging"),
+    [
+        (RUNS, 16, 16, 1, {"shared make_forward", "shared make_query_backward"}),
+        (RUNS.T, 8, 24, 2, {"shared make_key_backward"}),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "part_keys"), [("float16", 23), ("bfloat16", 100), ("float32", 23)])
+def test_runs_that_rows_have_in_common_are_staged(
+    mask, head_dim, value_dim, heads, staging, dtype, part_keys
+):
+    problem = random_problem(
+        mask, heads=heads, kv_heads=1, head_dim=head_dim, value_dim=value_dim, dtype=DTYPES[dtype]
+    )
+    engine = SimulatedEngine(part_keys)
+    budget_for(problem).check(**run(problem, structures_of(problem), engine=engine))
+    assert {name for name in engine.launched if name.startswith("shared")} == staging
+    assert any(name in engine.launched for name in ("make_merge", "make_add")) == (part_keys < 50)
 
 
 # What the simulator stands on: collectives and memory
@@ -204,6 +228,28 @@ def test_addresses_have_to_be_aligned():
         lanes.load_chunk("float16")(address_of(array) + 2, np.zeros(8, np.float32), 0)
     with pytest.raises(RuntimeError, match=r"2 bytes at .*, which is no multiple of 2"):
         lanes.store_element("float16")(address_of(array) + 1, np.float32(1.0))
+
+
+def test_copies_to_shared_memory_arrive_when_they_are_waited_for():
+    source, seen = np.arange(8, dtype=np.float32), np.zeros((3, 4), np.float32)
+    room, load, wait = lanes.shared_room(32), lanes.load_shared_chunk("float32"), lanes.wait_for_copies(1)
+
+    def kernel(address, seen):
+        place = room()
+        lanes.copy_chunk(place, address + 16, 16)
+        lanes.commit_copies()
+        load(place, seen[0], 0)
+        lanes.copy_chunk(place + 16, address, 8)
+        lanes.commit_copies()
+        wait()
+        load(place, seen[1], 0)
+        lanes.commit_copies()
+        wait()
+        load(place + 16, seen[2], 0)
+
+    cuda.jit(kernel)[1, 1](address_of(source), seen)
+    assert not np.array_equal(seen[0], source[4:])
+    assert seen[1:].tolist() == [[4, 5, 6, 7], [0, 1, 0, 0]]
 
 
 def test_guarded_memory_is_all_that_can_be_touched():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
@@ -44,7 +45,8 @@ class Machine:
         self.waits: list[tuple[int, int]] = []
         self.events: list[Event] = []
         self.capturing: set[int] = set()
-        self.made: list[str] = []
+        self.beside_capture = 0
+        self.made: list[tuple[str, bool]] = []
 
     def record(self) -> Event:
         self.events.append(Event())
@@ -52,10 +54,18 @@ class Machine:
 
     def pool(self, name: str) -> Any:
         def allocate(nbytes: int, *, stream: Any) -> Buffer:
-            self.made.append(name)
+            self.made.append((name, self.beside_capture > 0))
             return Buffer(nbytes, stream)
 
         return lambda device: SimpleNamespace(allocate=allocate)
+
+    @contextlib.contextmanager
+    def relaxed(self) -> Iterator[None]:
+        self.beside_capture += 1
+        try:
+            yield
+        finally:
+            self.beside_capture -= 1
 
 
 class Nowhere:
@@ -80,6 +90,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setattr(streams, "own_stream", lambda device: 90 + device)
     monkeypatch.setattr(streams, "device_of_address", lambda address: 0)
     monkeypatch.setattr(streams, "on_device", Nowhere)
+    monkeypatch.setattr(streams, "beside_capture", machine.relaxed)
     monkeypatch.setattr(streams, "is_capturing", lambda handle: handle in machine.capturing)
     monkeypatch.setattr(streams, "stream_object", lambda handle, device: machine)
     monkeypatch.setattr(
@@ -201,6 +212,26 @@ def test_results_for_unknown_libraries(machine: Machine) -> None:
     assert array.__dlpack__(dl_device=(dlpack.CUDA, 0), copy=False) is not None
 
 
+def test_memory_is_freed_beside_captures(machine: Machine) -> None:
+    """Freeing is forbidden while anybody captures; dropping an array must be allowed at any time."""
+    freed = []
+
+    class Watched(Buffer):
+        def __del__(self) -> None:
+            freed.append(machine.beside_capture)
+
+    pool = SimpleNamespace(allocate=lambda nbytes, *, stream: Watched(nbytes, stream))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_pool", lambda device: pool)
+        view = memory.allocate("other", (3,), FLOAT32, 0, 0)
+        assert view.address == view.owner._buffer.handle
+        del view
+        assert freed == [1] and machine.beside_capture == 0
+        patch.setattr(pool, "allocate", lambda nbytes, *, stream: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # and nothing else from what was not made
+            memory.scratch(100, 0, 0)
+
+
 def test_results_in_a_captured_graph(machine: Machine) -> None:
     machine.capturing = {0}
     with pytest.raises(ERRORS.EngineError, match="captured into a CUDA graph"):
@@ -209,9 +240,14 @@ def test_results_in_a_captured_graph(machine: Machine) -> None:
 
 @pytest.mark.parametrize(
     ("library", "capturing", "source"),
-    [("other", False, "pool"), ("jax", False, "pool"), ("numba", True, "graph"), ("torch", True, None)],
+    [
+        ("other", False, ("pool", True)),  # allowed even while some other stream is captured
+        ("jax", False, ("pool", True)),
+        ("numba", True, ("graph", False)),  # part of the graph
+        ("torch", True, None),
+    ],
 )
-def test_scratch(machine: Machine, library: str, capturing: bool, source: str | None) -> None:
+def test_scratch(machine: Machine, library: str, capturing: bool, source: tuple[str, bool] | None) -> None:
     machine.capturing = {70} if capturing else set()
     for nbytes in (0, 1000):
         view = memory.scratch(nbytes, 0, 70, library)
@@ -278,8 +314,7 @@ def test_out_that_overlaps_an_input_is_refused(machine: Machine) -> None:
 def test_arrays_that_overlap_themselves(
     shape: tuple[int, ...], strides: tuple[int, ...], overlaps: bool
 ) -> None:
-    view = DeviceView(4096, shape, strides, FLOAT32, 0, 0, "other", None)
-    assert memory._overlaps_itself(view) == overlaps
+    assert memory._overlaps_itself(shape, strides, FLOAT32.itemsize) == overlaps
 
 
 def test_streams_of_a_call_are_joined_and_released(machine: Machine) -> None:

@@ -76,6 +76,30 @@ def test_the_first_of_a_pair_is_the_lower_half(kind):
     assert f"ld.param.f32 \t{lower}," in text
 
 
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_copies_and_loads_of_shared_memory(kind):
+    room, load, store = lanes.shared_room(64), lanes.load_shared_chunk(kind), lanes.store_chunk(kind)
+    copy, commit, wait = lanes.copy_chunk, lanes.commit_copies, lanes.wait_for_copies(1)
+    real = float64 if kind == "float64" else float32
+
+    def kernel(source, target):
+        values = cuda.local.array(8, real)
+        place = room()
+        copy(place + 16, source, 12)
+        commit()
+        wait()
+        load(place + 16, values, 0)
+        store(target, values, 0)
+
+    expected = {name.replace("global.nc", "shared"): count for name, count in CHUNKS[kind].items()}
+    found = {name: count for name, count in meant(kernel).items() if not name.startswith(("cvta.", "add."))}
+    assert found == expected | {
+        "cp.async.cg.shared.global": 1,
+        "cp.async.commit_group": 1,
+        "cp.async.wait_group": 1,
+    }
+
+
 def test_the_exponential_of_float32_is_one_instruction():
     exp2, load, store = lanes.exp2("bfloat16"), lanes.load_element("float32"), lanes.store_element("float32")
 

@@ -19,10 +19,16 @@ class Driver:
     """Contexts 100 + device; a stack of them for the one thread of the test."""
 
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed")
 
     def __init__(self) -> None:
         self.stack: list[int] = []
         self.calls: list[str] = []
+        self.capture_mode = "global"
+
+    def cuThreadExchangeStreamCaptureMode(self, mode: str) -> tuple[Any, ...]:
+        before, self.capture_mode = self.capture_mode, mode
+        return Status(0), before
 
     def cuInit(self, flags: int) -> tuple[Any, ...]:
         return (Status(0),)
@@ -96,3 +102,10 @@ def test_device_of_address(driver: Driver) -> None:
 
 def test_capturing(driver: Driver) -> None:
     assert streams.is_capturing(7) and not streams.is_capturing(8)
+
+
+def test_beside_a_capture_and_back(driver: Driver) -> None:
+    with pytest.raises(KeyError), streams.beside_capture(), streams.beside_capture():
+        assert driver.capture_mode == "relaxed"
+        raise KeyError
+    assert driver.capture_mode == "global"

@@ -5,41 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import config, cuda
+from numba import config, cuda, int64
 
 __all__ = [
+    "commit_copies",
+    "copy_chunk",
     "exp2",
     "from_lane",
     "load_chunk",
     "load_element",
     "load_int32",
     "load_int64",
+    "load_shared_chunk",
+    "shared_room",
     "store_chunk",
     "store_element",
+    "wait_for_copies",
     "xor_lane",
 ]
 
 if config.ENABLE_CUDASIM:
     from .simulated import (
+        commit_copies,
+        copy_chunk,
         exp2,
         from_lane,
         load_chunk,
         load_element,
         load_int32,
         load_int64,
+        load_shared_chunk,
+        shared_room,
         store_chunk,
         store_element,
+        wait_for_copies,
         xor_lane,
     )
 else:
     import math
 
     from ..ptx.convert import exp2_float32
+    from ..ptx.cp_async import commit_copies, copy_chunk, wait_for_copies
     from ..ptx.memory import (
         load_chunk,
         load_element,
         load_int32,
         load_int64,
+        load_shared_chunk,
+        shared_address,
         store_chunk,
         store_element,
     )
@@ -55,6 +68,16 @@ else:
     def from_lane(value, lane):
         """The value of one lane, for every lane of the warp (which may name different ones)."""
         return cuda.shfl_sync(_EVERY_LANE, value, lane)
+
+    def shared_room(nbytes: int) -> Callable[[], Any]:
+        """Device function ``()``: the address of so many bytes of shared memory, aligned to 16."""
+        words = -(-nbytes // 8)
+
+        @cuda.jit(device=True, inline="always")
+        def room():
+            return shared_address(cuda.shared.array(words, int64, 16))
+
+        return room
 
     @cuda.jit(device=True, inline="always")
     def _exp2_float64(x):

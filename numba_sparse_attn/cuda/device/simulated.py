@@ -19,8 +19,11 @@ from weakref import WeakKeyDictionary
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from numba import cuda, int64
 
 __all__ = [
+    "commit_copies",
+    "copy_chunk",
     "exp2",
     "from_lane",
     "guarded",
@@ -28,8 +31,11 @@ __all__ = [
     "load_element",
     "load_int32",
     "load_int64",
+    "load_shared_chunk",
+    "shared_room",
     "store_chunk",
     "store_element",
+    "wait_for_copies",
     "xor_lane",
 ]
 
@@ -155,17 +161,25 @@ def guarded(readable: Iterable[_Array], writable: Iterable[_Array]) -> Iterator[
         _allowed = None
 
 
-def _elements(address: Any, dtype: np.dtype[Any], count: int, *, written: bool = False) -> _Array:
-    """The elements at an address, as a view."""
+def _elements(
+    address: Any, dtype: np.dtype[Any], count: int, *, written: bool = False, shared: bool = False
+) -> _Array:
+    """The elements at an address, as a view; `shared` memory is not among the arrays that are guarded."""
     begin, size = int(address), count * dtype.itemsize
     if begin % size:
         raise RuntimeError(f"{size} bytes at {begin:#x}, which is no multiple of {size}")
+    if not shared:
+        _check(begin, size, written)
+    memory = memoryview((ctypes.c_char * size).from_address(begin))
+    return np.frombuffer(memory, dtype)
+
+
+def _check(begin: int, size: int, written: bool) -> None:
+    """Refuse bytes that no array holds."""
     if _allowed is not None and not any(
         low <= begin and begin + size <= high for low, high in _allowed[written]
     ):
         raise RuntimeError(f"{size} bytes {'written' if written else 'read'} outside of the arrays")
-    memory = memoryview((ctypes.c_char * size).from_address(begin))
-    return np.frombuffer(memory, dtype)
 
 
 def _accumulator(kind: str) -> np.dtype[Any]:
@@ -182,15 +196,73 @@ def load_int64(address: Any) -> Any:
     return _elements(address, _INT64, 1)[0]
 
 
-def load_chunk(kind: str) -> Callable[[Any, _Array, int], None]:
-    """Function ``(address, target, offset)``: 16 aligned bytes of `kind` into an accumulator array."""
+def _chunk_loader(kind: str, *, shared: bool) -> Callable[[Any, _Array, int], None]:
     dtype = _DTYPES[kind]
     count = _CHUNK_BYTES // dtype.itemsize
 
     def load(address: Any, target: _Array, offset: int) -> None:
-        target[offset : offset + count] = _elements(address, dtype, count)
+        target[offset : offset + count] = _elements(address, dtype, count, shared=shared)
 
     return load
+
+
+def load_chunk(kind: str) -> Callable[[Any, _Array, int], None]:
+    """Function ``(address, target, offset)``: 16 aligned bytes of `kind` into an accumulator array."""
+    return _chunk_loader(kind, shared=False)
+
+
+def load_shared_chunk(kind: str) -> Callable[[Any, _Array, int], None]:
+    """The same from shared memory."""
+    return _chunk_loader(kind, shared=True)
+
+
+def shared_room(nbytes: int) -> Callable[[], Any]:
+    """Function ``()``: the address of so many bytes of shared memory, aligned to 16."""
+
+    @cuda.jit(device=True)
+    def room():
+        address = cuda.shared.array(nbytes // 8 + 2, int64).__array_interface__["data"][0]
+        return np.int64(address + 15 & ~15)
+
+    return room
+
+
+#: What a thread has queued: closed groups of copies, the open one last. A copy is made when it is waited
+#: for and not before, so a kernel that reads too early reads what was there.
+_Copies = list[list[tuple[int, int, int]]]
+_copies: WeakKeyDictionary[Any, _Copies] = WeakKeyDictionary()
+
+
+def _copies_of_thread() -> _Copies:
+    with _making_warps:
+        return _copies.setdefault(_thread(), [[]])
+
+
+def copy_chunk(target: Any, source: Any, size: Any) -> None:
+    """Queue a copy of `size` bytes, 0 to 16, to a shared address; the rest of the 16 becomes 0."""
+    _copies_of_thread()[-1].append((int(target), int(source), int(size)))
+
+
+def commit_copies() -> None:
+    """Close a group: the copies that this thread has queued since the last one; it may be empty."""
+    _copies_of_thread().append([])
+
+
+def wait_for_copies(groups: int) -> Callable[[], None]:
+    """Function ``()``: make the copies of all groups of this thread but the latest `groups`."""
+
+    def wait() -> None:
+        queued = _copies_of_thread()
+        while len(queued) - 1 > groups:
+            for target, source, size in queued.pop(0):
+                if source % _CHUNK_BYTES or target % _CHUNK_BYTES:
+                    raise RuntimeError(f"16 bytes copied from {source:#x} to {target:#x}: not aligned")
+                ctypes.memset(target, 0, _CHUNK_BYTES)
+                if size:
+                    _check(source, size, False)
+                    ctypes.memmove(target, source, size)
+
+    return wait
 
 
 def store_chunk(kind: str) -> Callable[[Any, _Array, int], None]:

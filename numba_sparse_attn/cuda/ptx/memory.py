@@ -1,7 +1,7 @@
-"""Global loads and stores of 16 bytes a lane, with conversion to and from the accumulator type.
+"""Loads and stores of 16 bytes a lane, with conversion to and from the accumulator type.
 
-Addresses are plain 64-bit integers. Loads go through the read-only path (``ld.global.nc``): nothing
-that a kernel of this package reads is written while it runs.
+Addresses are plain 64-bit integers, of shared memory too. Loads from global memory go through the
+read-only path (``ld.global.nc``): nothing that a kernel of this package reads is written while it runs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ __all__ = [
     "load_element",
     "load_int32",
     "load_int64",
+    "load_shared_chunk",
+    "shared_address",
     "store_chunk",
     "store_element",
 ]
 
-_LOAD_WORDS = "ld.global.nc.v4.b32 {$0, $1, $2, $3}, [$4];"
 _STORE_WORDS = "st.global.v4.b32 [$0], {$1, $2, $3, $4};"
-_LOAD_FLOATS = "ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];"
 _STORE_FLOATS = "st.global.v4.f32 [$0], {$1, $2, $3, $4};"
-_LOAD_DOUBLES = "ld.global.nc.v2.f64 {$0, $1}, [$2];"
 _STORE_DOUBLES = "st.global.v2.f64 [$0], {$1, $2};"
 
 
@@ -56,30 +55,30 @@ def _offset(builder: Any, index: Any, position: int) -> Any:
     return builder.add(index, ir.Constant(index.type, position))
 
 
-def _chunk_values(builder: Any, kind: str, address: Any) -> list[Any]:
-    """The elements of 16 bytes, widened."""
-    if kind == "float64":
-        loaded = assemble(builder, pair_of(FLOAT64), _LOAD_DOUBLES, "=d,=d,l", [address], volatile=True)
-        return [builder.extract_value(loaded, position) for position in range(2)]
-    if kind == "float32":
-        loaded = assemble(
-            builder, pair_of(FLOAT32, 4), _LOAD_FLOATS, "=f,=f,=f,=f,l", [address], volatile=True
-        )
-        return [builder.extract_value(loaded, position) for position in range(4)]
-    loaded = assemble(builder, pair_of(INT32, 4), _LOAD_WORDS, "=r,=r,=r,=r,l", [address], volatile=True)
-    values: list[Any] = []
-    for position in range(4):
-        values += widen_pair(builder, kind, builder.extract_value(loaded, position))
-    return values
+#: How 16 bytes are loaded: what stands for a type, the instruction's suffix, and LLVM's type and constraint.
+_FORMS = {
+    "float64": (2, "v2.f64 {$0, $1}, [$2];", FLOAT64, "d"),
+    "float32": (4, "v4.f32 {$0, $1, $2, $3}, [$4];", FLOAT32, "f"),
+    "16 bits": (4, "v4.b32 {$0, $1, $2, $3}, [$4];", INT32, "r"),
+}
 
 
-def load_chunk(kind: str) -> Any:
+def _chunk_loader(kind: str, space: str, register: str) -> Any:
     """Intrinsic ``(address, target, offset)``: 16 aligned bytes of `kind` into an accumulator array."""
+    count, text, form, constraint = _FORMS.get(kind, _FORMS["16 bits"])
+    constraints = ",".join([f"={constraint}"] * count + [register])
 
     @intrinsic
     def load(typing_context: Any, address: Any, target: Any, offset: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            for position, value in enumerate(_chunk_values(builder, kind, operands[0])):
+            address = operands[0] if register == "l" else builder.trunc(operands[0], INT32)
+            loaded = assemble(
+                builder, pair_of(form, count), f"ld.{space}.{text}", constraints, [address], volatile=True
+            )
+            values = [builder.extract_value(loaded, position) for position in range(count)]
+            if form is INT32:
+                values = [value for word in values for value in widen_pair(builder, kind, word)]
+            for position, value in enumerate(values):
                 index = _offset(builder, operands[2], position)
                 builder.store(value, element_pointer(context, builder, signature.args[1], operands[1], index))
             return context.get_dummy_value()
@@ -87,6 +86,28 @@ def load_chunk(kind: str) -> Any:
         return types.void(types.int64, target, offset), generate
 
     return load
+
+
+def load_chunk(kind: str) -> Any:
+    """Intrinsic ``(address, target, offset)``: 16 aligned bytes of global memory, widened."""
+    return _chunk_loader(kind, "global.nc", "l")
+
+
+def load_shared_chunk(kind: str) -> Any:
+    """Intrinsic ``(address, target, offset)``: 16 aligned bytes of shared memory, widened."""
+    return _chunk_loader(kind, "shared", "r")
+
+
+@intrinsic
+def shared_address(typing_context: Any, array: Any) -> Any:
+    """Address of a shared array, in the numbering of shared memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, value=operands[0]).data
+        generic = builder.ptrtoint(data, INT64)
+        return assemble(builder, INT64, "cvta.to.shared.u64 $0, $1;", "=l,l", [generic])
+
+    return types.int64(array), generate
 
 
 def store_chunk(kind: str) -> Any:

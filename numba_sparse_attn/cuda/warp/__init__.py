@@ -9,28 +9,46 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from ...errors import EngineError
-from ...formats.csr import Csr
-from ...formats.work import Request
+from ...formats.csr import Csr, canonical, to_csr
+from ...formats.work import Request, Structure
 from .. import memory, staging, streams
 from ..launch import launch, load_kernel
 from ..view import DeviceView
-from .backward import KEY_SIGNATURE, QUERY_SIGNATURE, make_key_backward, make_query_backward
-from .forward import FORWARD_SIGNATURE, make_forward
-from .merge import MERGE_SIGNATURE, make_merge
-from .schedule import make_schedule
-from .shape import MOST_HEAD_DIM, WARPS, WarpShape, warp_shape
+from .backward import (
+    KEY_SIGNATURE,
+    KEY_STEPS,
+    KEY_THREADS,
+    QUERY_SIGNATURE,
+    QUERY_THREADS,
+    make_key_backward,
+    make_query_backward,
+)
+from .forward import FORWARD_SIGNATURE, FORWARD_THREADS, make_forward
+from .merge import ADD_SIGNATURE, MERGE_SIGNATURE, make_add, make_merge
+from .schedule import PART_KEYS, Schedule, make_schedule, share_runs
+from .shape import MOST_HEAD_DIM, SHARING_WARPS, WARPS, WarpShape, shared_shape, warp_shape
 
 __all__ = ["backward", "forward", "why_not"]
 
-_THREADS = 32 * WARPS
+#: Largest second dimension of a grid.
+_MOST_ROWS_OF_BLOCKS = 65_535
+#: Different layouts of arrays whose launches are remembered for a call.
+_LAYOUTS_KEPT = 64
+
+#: Address and (batch, head, row, column) strides in bytes.
+_Operand = tuple[int, tuple[int, ...]]
 
 
 def why_not(request: Request) -> list[str]:
@@ -53,47 +71,70 @@ def why_not(request: Request) -> list[str]:
     return reasons
 
 
-class _Lists(NamedTuple):
-    """A structure's schedule on a device; addresses stay valid while `hold` lives."""
+# What lies on the device beside the arrays ------------------------------------------------------------------
 
-    items: int
-    item_count: int
+
+class _Lists(NamedTuple):
+    """A schedule on a device; addresses stay valid while `hold` lives."""
+
+    blocks: int
     parts: int
+    items: int
+    indices: int
+    segments: tuple[int, int, int]
     long_rows: int
     long_count: int
-    indices: int
-    wide: bool
+    shared: bool
     hold: tuple[DeviceView, ...]
 
 
-_LISTS: weakref.WeakKeyDictionary[Csr, dict[tuple[int, bool], _Lists]] = weakref.WeakKeyDictionary()
+#: By structure; then by device, whether blocks may stage runs, and whether indices are widened.
+_LISTS: weakref.WeakKeyDictionary[Csr, dict[tuple[int, bool, bool], _Lists]] = weakref.WeakKeyDictionary()
+_LISTS_LOCK = threading.Lock()
 
 
-def _lists_of(csr: Csr, device: int, *, in_parts: bool) -> _Lists:
+def _lists_of(csr: Csr, device: int, *, share: bool, wide: bool) -> _Lists:
     """The schedule of a structure, copied to the device when it is first used there.
 
-    `in_parts` says whether long rows may be shared by several warps; only the forward pass folds them.
+    `share` says whether blocks may stage runs of keys; it is done if that pays.
     """
-    known = _LISTS.setdefault(csr, {})
-    if (device, in_parts) not in known:
-        stream = streams.own_stream(device)  # the caller's may be capturing a graph, or be gone tomorrow
-        schedule = make_schedule(csr) if in_parts else make_schedule(csr, max(csr.nnz, 1))
-        copies = tuple(
-            staging.to_device(array, device, stream)
-            for array in (schedule.items, schedule.long_rows, csr.indices)
-        )
-        streams.stream_object(stream, device).sync()
-        known[device, in_parts] = _Lists(
-            copies[0].address,
-            len(schedule.items),
-            schedule.parts,
-            copies[1].address,
-            len(schedule.long_rows),
-            copies[2].address,
-            csr.indices.dtype.itemsize == 8,
-            copies,
-        )
-    return known[device, in_parts]
+    with _LISTS_LOCK:
+        known = _LISTS.setdefault(csr, {})
+        found = known.get((device, share, wide))
+        if found is None:
+            schedule = share_runs(csr, SHARING_WARPS, PART_KEYS) if share else None
+            if schedule is not None:
+                found = _copied(schedule, device, wide)
+            elif share:
+                found = known.get((device, False, wide))
+            if found is None:
+                found = _copied(make_schedule(csr, PART_KEYS, WARPS), device, wide)
+            known[device, share, wide] = found
+            if not found.shared:
+                known[device, False, wide] = found
+        return found
+
+
+def _copied(schedule: Schedule, device: int, wide: bool) -> _Lists:
+    indices = schedule.indices.astype(np.int64 if wide else np.int32, copy=False)
+    arrays: list[npt.NDArray[Any]] = [schedule.items, indices, schedule.long_rows]
+    if schedule.segments is not None:
+        arrays += [schedule.segments.spans, schedule.segments.runs, schedule.segments.bounds]
+    stream = streams.own_stream(device)  # the caller's may be capturing a graph, or be gone tomorrow
+    copies = tuple(staging.to_device(array, device, stream) for array in arrays)
+    streams.stream_object(stream, device).sync()
+    addresses = [copy.address for copy in copies] + [0, 0, 0]
+    return _Lists(
+        blocks=len(schedule.items),
+        parts=schedule.parts,
+        items=addresses[0],
+        indices=addresses[1],
+        segments=(addresses[3], addresses[4], addresses[5]),
+        long_rows=addresses[2],
+        long_count=len(schedule.long_rows),
+        shared=schedule.segments is not None,
+        hold=copies,
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -105,37 +146,72 @@ def _table(entries: bytes, device: int) -> DeviceView:
     return view
 
 
-class _Part(NamedTuple):
-    """Some consecutive batch elements that every array reaches with one stride."""
-
-    first: int
-    length: int
-    operands: tuple[tuple[int, tuple[int, ...]], ...]
+_MIXED: weakref.WeakKeyDictionary[Structure, dict[tuple[int, ...], tuple[Csr, Any]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[_Part]:
-    """All batch elements at once if the axes before heads merge in every array, else one by one.
+def _by_key(structures: Sequence[Structure]) -> Csr:
+    """The queries that see a key, for query heads with these structures that share it.
 
-    An operand is (address, (batch, head, row, column) strides in bytes).
+    One structure: its transpose. Several: their transposes side by side, so that an index names the
+    head, ``index // n_q``, and the query, ``index % n_q``.
+    """
+    first = structures[0]
+    assert isinstance(first, Csr)
+    if len(structures) == 1:
+        return first.transposed
+    kept = _MIXED.setdefault(first, {})
+    key = tuple(id(structure) for structure in structures)
+    if key not in kept:
+        sides = [to_csr(structure.transposed) for structure in structures if isinstance(structure, Csr)]
+        joined = sparse.hstack(sides, format="csr")
+        csr = canonical(joined.shape, joined.indptr, joined.indices)
+        # References to the others keep their ids theirs; the first is the key of the dictionary.
+        kept[key] = csr, tuple(structures[1:])
+    return kept[key][0]
+
+
+# Which heads, which batch elements --------------------------------------------------------------------------
+
+
+class _Heads(NamedTuple):
+    """Heads of a launch: the address of their table or 0, how many, and what keeps the table."""
+
+    table: int
+    number: int
+    hold: DeviceView | None
+
+
+def _heads_with(which: npt.NDArray[Any], number: int, device: int) -> _Heads:
+    """The entries of a flat table of structure numbers that have one of them."""
+    entries = np.flatnonzero(which == number).astype(np.int32)
+    if entries.size == which.size:
+        return _Heads(0, entries.size, None)
+    table = _table(entries.tobytes(), device)
+    return _Heads(table.address, entries.size, table)
+
+
+def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[_Operand, ...]]]:
+    """(first batch element, how many, operands): all at once if the axes before heads merge in every
+    array, else one by one. Addresses are relative to the arrays'.
     """
     lead = arrays[0].shape[:-3]
     merged = [_merged_stride(lead, array.strides[:-3]) for array in arrays]
     if None not in merged:
-        yield _Part(
+        pairs = zip(arrays, merged, strict=True)
+        yield (
             0,
             math.prod(lead),
-            tuple(
-                (array.address, (int(stride or 0), *array.strides[-3:]))
-                for array, stride in zip(arrays, merged, strict=True)
-            ),
+            tuple((0, (int(stride or 0), *array.strides[-3:])) for array, stride in pairs),
         )
         return
     for first, place in enumerate(np.ndindex(lead)):
         operands = []
         for array in arrays:
             offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
-            operands.append((array.address + offset, (0, *array.strides[-3:])))
-        yield _Part(first, 1, tuple(operands))
+            operands.append((offset, (0, *array.strides[-3:])))
+        yield first, 1, tuple(operands)
 
 
 def _merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
@@ -147,33 +223,99 @@ def _merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | 
     return axes[-1][1] if axes else 0
 
 
-def _shape_for(request: Request, arrays: tuple[DeviceView, ...], wide: bool) -> WarpShape:
-    """The layout of lanes; aligned if every row of every array can be read 16 bytes at a time."""
+# Launches ---------------------------------------------------------------------------------------------------
+
+
+class _Launch(NamedTuple):
+    """A kernel with everything but the addresses of a call.
+
+    Its first arguments are addresses: of the array of the call with number ``sources[i]``, of the call's
+    temporary memory (``_SCRATCH``) or null (``_NULL``), each with ``offsets[i]`` added, if there are any.
+    """
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    threads: int
+    sources: tuple[int, ...]
+    offsets: tuple[int, ...] | None
+    rest: tuple[Any, ...]
+    hold: Any
+
+
+class _Prepared(NamedTuple):
+    """All launches of one kind of call, in their order, and the temporary memory that they take turns in."""
+
+    launches: tuple[_Launch, ...]
+    scratch_bytes: int
+
+
+#: Places at the end of a call's addresses.
+_SCRATCH, _NULL = -2, -1
+
+
+def _loaded(make: Callable[..., Any], shape: WarpShape, signature: Any, resident: int, device: int) -> Any:
+    return load_kernel(make, shape, signature, shape.threads, device, blocks=shape.blocks(resident))
+
+
+def _none_if_zero(offsets: tuple[int, ...]) -> tuple[int, ...] | None:
+    return offsets if any(offsets) else None
+
+
+def _grid(blocks: int, heads: int) -> tuple[int, int, int]:
+    return blocks, min(heads, _MOST_ROWS_OF_BLOCKS), -(-heads // _MOST_ROWS_OF_BLOCKS)
+
+
+def _run(prepared: _Prepared, addresses: list[int], target: DeviceView) -> None:
+    """Queue the launches on the stream of `target`, for arrays at these addresses."""
+    stream = streams.stream_object(target.stream, target.device)
+    launches, scratch_bytes = prepared
+    if scratch_bytes:
+        scratch = memory.scratch(scratch_bytes, target.device, target.stream, target.library)
+        addresses += (scratch.address, 0)
+    else:
+        addresses += (0, 0)
+    for kernel, grid, threads, sources, offsets, rest, _ in launches:
+        if offsets is None:
+            leading = [addresses[source] for source in sources]
+        else:
+            leading = [addresses[source] + offset for source, offset in zip(sources, offsets, strict=True)]
+        launch(kernel, grid, threads, stream, (*leading, *rest))
+
+
+def _keep(request: Request, layout: tuple[Any, ...], prepared: _Prepared) -> _Prepared:
+    """Remember the launches for arrays that lie like these."""
+    if len(request.memo) >= _LAYOUTS_KEPT:
+        request.memo.clear()
+    request.memo[layout] = prepared
+    return prepared
+
+
+def _lists_and_shape(
+    request: Request,
+    csr: Csr,
+    arrays: tuple[DeviceView, ...],
+    aligned: bool,
+    *,
+    mixed: bool = False,
+) -> tuple[_Lists, WarpShape]:
+    """The schedule of a structure, and the kernel's shape: staging where rows have runs in common."""
     size = request.dtype.itemsize
-    aligned = all(
+    aligned = aligned and all(
         array.strides[-1] == size
         and (array.shape[-1] * size) % 16 == 0
-        and array.address % 16 == 0
         and all(stride % 16 == 0 for stride in array.strides[:-1])
         for array in arrays
     )
-    kind = request.dtype.name
-    return warp_shape(kind, request.head_dim, request.value_dim, aligned=aligned, wide=wide)
+    wide = csr.indices.dtype.itemsize == 8 or any(abs(array.strides[-2]) >= 1 << 31 for array in arrays)
+    shape = warp_shape(
+        request.dtype.name, request.head_dim, request.value_dim, aligned=aligned, wide=wide, mixed=mixed
+    )
+    staged = shared_shape(shape, SHARING_WARPS)
+    lists = _lists_of(csr, arrays[0].device, share=staged is not None, wide=wide)
+    return lists, staged if staged is not None and lists.shared else shape
 
 
-def _heads_of(which: npt.NDArray[np.int32], number: int, device: int) -> tuple[int, int, DeviceView | None]:
-    """(address of the table or 0, number of heads, what keeps the table) of one structure."""
-    if not which.any() and number == 0:
-        return 0, which.size, None
-    entries = np.flatnonzero(which.reshape(-1) == number).astype(np.int32)
-    if not entries.size:
-        return 0, 0, None
-    table = _table(entries.tobytes(), device)
-    return table.address, entries.size, table
-
-
-def _blocks(items: int, heads: int) -> int:
-    return -(-items // WARPS) * heads
+# The engine -------------------------------------------------------------------------------------------------
 
 
 def forward(
@@ -185,52 +327,74 @@ def forward(
     --------
     Called by the planner: ``nsa.sparse_attention(q, k, v, pattern, engine="cuda-warp")``.
     """
-    device, stream = out.device, streams.stream_object(out.stream, out.device)
-    lse_head = request.n_q * request.accumulator.itemsize
+    addresses = [q.address, k.address, v.address, out.address]
+    unaligned = (addresses[0] | addresses[1] | addresses[2] | addresses[3]) & 15
+    strides = q.strides, k.strides, v.strides, out.strides
+    layout = "forward", lse is not None, unaligned, out.device, q.shape, strides
+    prepared = request.memo.get(layout)
+    if prepared is None:
+        arrays = (q, k, v, out)
+        prepared = _keep(request, layout, _prepare_forward(request, arrays, not unaligned, lse is not None))
+    addresses.append(0 if lse is None else lse.address)
+    _run(prepared, addresses, out)
+
+
+def _prepare_forward(
+    request: Request, arrays: tuple[DeviceView, ...], aligned: bool, lse_wanted: bool
+) -> _Prepared:
+    device, kind = arrays[0].device, request.dtype.name
     real = request.accumulator.itemsize
-    log2_e = 1.0 / math.log(2.0)
-    for part in _parts((q, k, v, out)):
-        (q_at, q_by), (k_at, k_by), (v_at, v_by), (out_at, out_by) = part.operands
-        which = request.which[part.first : part.first + part.length]
-        lse_at = 0 if lse is None else lse.address + part.first * request.heads * lse_head
-        for number, structure in enumerate(request.structures):
-            assert isinstance(structure, Csr)
-            table, heads, _held = _heads_of(which, number, device)
-            if not heads:
+    lse_head = request.n_q * real
+    launches: list[_Launch] = []
+    scratch_bytes = 0
+    for first, length, operands in _parts(arrays):
+        offsets = [operand[0] for operand in operands]
+        strides = [stride for operand in operands for stride in operand[1]]
+        which = request.which[first : first + length].reshape(-1)
+        lse_offset = first * request.heads * lse_head if lse_wanted else 0
+        lse_source = 4 if lse_wanted else _NULL
+        for number, csr in enumerate(request.structures):
+            assert isinstance(csr, Csr)
+            group = _heads_with(which, number, device)
+            if not group.number or not csr.shape[0]:
                 continue
-            lists = _lists_of(structure, device, in_parts=True)
-            shape = _shape_for(request, (q, k, v, out), lists.wide)
-            workspace = None
-            if lists.parts:
-                slot_bytes = (2 + request.value_dim) * real
-                workspace = memory.scratch(heads * lists.parts * slot_bytes, device, out.stream, out.library)
-            place = workspace.address if workspace is not None else 0
-            kernel = load_kernel(make_forward, shape, FORWARD_SIGNATURE, _THREADS, device)
-            sizes = (lists.item_count, lists.parts, request.head_dim, request.value_dim)
-            arguments: tuple[Any, ...] = (
-                q_at,
-                k_at,
-                v_at,
-                out_at,
-                lse_at,
-                lse_head,
-                lists.items,
-                lists.indices,
-                place,
-            )
-            arguments += (table, heads, request.heads, request.group, *sizes, *q_by, *k_by, *v_by, *out_by)
-            launch(
-                kernel,
-                _blocks(lists.item_count, heads),
-                _THREADS,
-                stream,
-                (*arguments, float(request.scale * log2_e)),
+            lists, shape = _lists_and_shape(request, csr, arrays, aligned)
+            heads = (group.table, group.number, request.heads)
+            rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments, *heads)
+            rest += (request.group, lists.parts, request.head_dim, request.value_dim, *strides)
+            launches.append(
+                _Launch(
+                    _loaded(make_forward, shape, FORWARD_SIGNATURE, FORWARD_THREADS, device),
+                    _grid(lists.blocks, group.number),
+                    shape.threads,
+                    (0, 1, 2, 3, lse_source, _SCRATCH),
+                    _none_if_zero((*offsets, lse_offset, 0)),
+                    (*rest, request.scale / math.log(2.0)),
+                    (lists, group),
+                )
             )
             if lists.parts:
-                kernel = load_kernel(make_merge, shape, MERGE_SIGNATURE, _THREADS, device)
-                merged: tuple[Any, ...] = (out_at, lse_at, lse_head, lists.long_rows, lists.long_count, place)
-                merged += (table, request.heads, lists.parts, request.value_dim, *out_by)
-                launch(kernel, _blocks(lists.long_count, heads), _THREADS, stream, merged)
+                slots = group.number * lists.parts
+                scratch_bytes = max(scratch_bytes, slots * (2 + request.value_dim) * real)
+                launches.append(
+                    _Launch(
+                        load_kernel(make_merge, kind, MERGE_SIGNATURE, 32 * WARPS, device),
+                        _grid(-(-lists.long_count // WARPS), group.number),
+                        32 * WARPS,
+                        (3, lse_source, _SCRATCH),
+                        _none_if_zero((offsets[3], lse_offset, 0)),
+                        (
+                            *(lse_head, lists.long_rows, lists.long_count, *heads),
+                            *(lists.parts, request.value_dim, *strides[12:]),
+                        ),
+                        (lists, group),
+                    )
+                )
+    return _Prepared(tuple(launches), scratch_bytes)
+
+
+#: Places of the arrays of a backward call.
+_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE = range(9)
 
 
 def backward(
@@ -251,71 +415,134 @@ def backward(
     --------
     Called by the planner: ``nsa.sparse_attention_backward(..., engine="cuda-warp")``.
     """
-    shared = request.which.reshape(-1, request.kv_heads, request.group)
-    if not (shared == shared[..., :1]).all():
-        raise EngineError(
-            "different patterns for query heads that share a key head, on the GPU, backward",
-            "one pattern for all query heads of a key head",
-            "repeat k and v for these heads, or use engine='cpu'",
-        )
+    arrays = (q, k, v, out, dout, dq, dk, dv)
+    addresses = [array.address for array in arrays]
+    unaligned = functools.reduce(operator.or_, addresses) & 15
+    layout = "backward", unaligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays]
+    prepared = request.memo.get(layout)
+    if prepared is None:
+        _require_contiguous(lse)
+        prepared = _keep(request, layout, _prepare_backward(request, arrays, not unaligned))
+    addresses.append(lse.address)
+    _run(prepared, addresses, dq)
+
+
+def _require_contiguous(lse: DeviceView) -> None:
     if lse.size and _merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
         raise EngineError(
             f"lse with shape {lse.shape} and strides {lse.strides}, on the GPU",
             "a contiguous lse, as the forward pass returns it",
             "copy it to a contiguous array",
         )
-    device, stream = dq.device, streams.stream_object(dq.stream, dq.device)
+
+
+class _Pass(NamedTuple):
+    """What the launches of a backward call have in common, for some batch elements."""
+
+    request: Request
+    arrays: tuple[DeviceView, ...]
+    aligned: bool
+    operands: tuple[_Operand, ...]
+    row_offset: int  # of lse and delta
+    delta_bytes: int
+
+    def kernel_arguments(
+        self, places: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Sources and offsets of arrays, lse, delta and partial sums; and the arrays' strides."""
+        sources = (*places, _LSE, _SCRATCH, _SCRATCH)
+        rows = (self.row_offset, self.row_offset, self.delta_bytes)
+        offsets = (*(self.operands[place][0] for place in places), *rows)
+        return sources, offsets, tuple(itertools.chain(*(self.operands[place][1] for place in places)))
+
+    def add(
+        self, place: int, lists: _Lists, group: _Heads, heads: int, columns: tuple[int, int, int]
+    ) -> _Launch:
+        """Add up partial sums into an array: columns are (elements of a slot, first, how many)."""
+        device = self.arrays[0].device
+        return _Launch(
+            load_kernel(make_add, self.request.dtype.name, ADD_SIGNATURE, 32 * WARPS, device),
+            _grid(-(-lists.long_count // WARPS), group.number),
+            32 * WARPS,
+            (place, _SCRATCH),
+            (self.operands[place][0], self.delta_bytes),
+            (lists.long_rows, lists.long_count, group.table, group.number, heads, lists.parts, *columns)
+            + self.operands[place][1],
+            (lists, group),
+        )
+
+
+def _prepare_backward(request: Request, arrays: tuple[DeviceView, ...], aligned: bool) -> _Prepared:
+    launches: list[_Launch] = []
     lse_head = request.n_q * request.accumulator.itemsize
-    delta = memory.scratch(request.which.size * lse_head, device, dq.stream, dq.library)
-    for part in _parts((q, k, v, out, dout, dq, dk, dv)):
-        at = [operand[0] for operand in part.operands]
-        by = [operand[1] for operand in part.operands]
-        q_at, k_at, v_at, out_at, dout_at, dq_at, dk_at, dv_at = at
-        q_by, k_by, v_by, out_by, dout_by, dq_by, dk_by, dv_by = by
-        offset = part.first * request.heads * lse_head
-        rows_at = (lse.address + offset, delta.address + offset, lse_head)
-        which = request.which[part.first : part.first + part.length]
-        for key_pass in (False, True):
-            chosen = np.ascontiguousarray(which[:, :: request.group]) if key_pass else which
-            for number, structure in enumerate(request.structures):
-                assert isinstance(structure, Csr)
-                table, heads, _held = _heads_of(chosen, number, device)
-                if not heads:
-                    continue
-                rows = structure.transposed if key_pass else structure
-                lists = _lists_of(rows, device, in_parts=False)
-                shape = _shape_for(request, (q, k, v, out, dout, dq, dk, dv), lists.wide)
-                sizes = (lists.item_count, request.head_dim, request.value_dim)
-                arguments: tuple[Any, ...]
-                if key_pass:
-                    kernel = load_kernel(make_key_backward, shape, KEY_SIGNATURE, _THREADS, device)
-                    arguments = (
-                        q_at,
-                        k_at,
-                        v_at,
-                        dout_at,
-                        dk_at,
-                        dv_at,
-                        *rows_at,
-                        lists.items,
-                        lists.indices,
-                    )
-                    arguments += (table, request.kv_heads, request.group, *sizes)
-                    arguments += (*q_by, *k_by, *v_by, *dout_by, *dk_by, *dv_by)
-                else:
-                    kernel = load_kernel(make_query_backward, shape, QUERY_SIGNATURE, _THREADS, device)
-                    arguments = (
-                        q_at,
-                        k_at,
-                        v_at,
-                        out_at,
-                        dout_at,
-                        dq_at,
-                        *rows_at,
-                        lists.items,
-                        lists.indices,
-                    )
-                    arguments += (table, request.heads, request.group, *sizes)
-                    arguments += (*q_by, *k_by, *v_by, *out_by, *dout_by, *dq_by)
-                blocks = _blocks(lists.item_count, heads)
-                launch(kernel, blocks, _THREADS, stream, (*arguments, float(request.scale)))
+    # delta lies at the beginning of the temporary memory, partial sums behind it.
+    delta_bytes = -(-request.which.size * lse_head // 256) * 256
+    partial_bytes = 0
+    for first, length, operands in _parts(arrays):
+        one = _Pass(request, arrays, aligned, operands, first * request.heads * lse_head, delta_bytes)
+        which = request.which[first : first + length]
+        for queue in (_query_launches, _key_launches):
+            added, needed = queue(one, which, lse_head)
+            launches += added
+            partial_bytes = max(partial_bytes, needed)
+    return _Prepared(tuple(launches), delta_bytes + partial_bytes)
+
+
+def _query_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tuple[list[_Launch], int]:
+    """dq and delta; and how many bytes of partial sums there are."""
+    request, device = one.request, one.arrays[0].device
+    launches, partial_bytes = [], 0
+    sources, offsets, strides = one.kernel_arguments((_Q, _K, _V, _OUT, _DOUT, _DQ))
+    for number, csr in enumerate(request.structures):
+        assert isinstance(csr, Csr)
+        group = _heads_with(which.reshape(-1), number, device)
+        if not group.number or not csr.shape[0]:
+            continue
+        lists, shape = _lists_and_shape(request, csr, one.arrays, one.aligned)
+        rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
+        rest += (group.table, group.number, request.heads, request.group)
+        rest += (lists.parts, request.head_dim, request.value_dim, *strides, request.scale)
+        kernel = _loaded(make_query_backward, shape, QUERY_SIGNATURE, QUERY_THREADS, device)
+        grid = _grid(lists.blocks, group.number)
+        launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, (lists, group)))
+        if lists.parts:
+            size = request.head_dim
+            launches.append(one.add(_DQ, lists, group, request.heads, (size, 0, size)))
+            partial_bytes = max(
+                partial_bytes, group.number * lists.parts * size * request.accumulator.itemsize
+            )
+    return launches, partial_bytes
+
+
+def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tuple[list[_Launch], int]:
+    """dk and dv; and how many bytes of partial sums there are."""
+    request, device = one.request, one.arrays[0].device
+    launches, partial_bytes = [], 0
+    sources, offsets, strides = one.kernel_arguments((_Q, _K, _V, _DOUT, _DK, _DV))
+    # Query heads that share a key head may have different structures.
+    kinds, kind_of = np.unique(which.reshape(-1, request.group), axis=0, return_inverse=True)
+    for number, kind in enumerate(kinds):
+        mixed = bool((kind != kind[0]).any())
+        by_key = _by_key([request.structures[i] for i in (kind if mixed else kind[:1])])
+        group = _heads_with(kind_of.reshape(-1), number, device)
+        if not by_key.shape[0]:
+            continue
+        lists, shape = _lists_and_shape(request, by_key, one.arrays, one.aligned, mixed=mixed)
+        rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
+        rest += (group.table, group.number, request.kv_heads, request.group)
+        rest += (lists.parts, request.head_dim, request.value_dim, request.n_q, *strides, request.scale)
+        shape = replace(shape, steps=KEY_STEPS)
+        kernel = _loaded(make_key_backward, shape, KEY_SIGNATURE, KEY_THREADS, device)
+        grid = _grid(lists.blocks, group.number)
+        launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, (lists, group)))
+        if lists.parts:
+            size = request.head_dim + request.value_dim
+            for place, first, count in (
+                (_DK, 0, request.head_dim),
+                (_DV, request.head_dim, request.value_dim),
+            ):
+                launches.append(one.add(place, lists, group, request.kv_heads, (size, first, count)))
+            partial_bytes = max(
+                partial_bytes, group.number * lists.parts * size * request.accumulator.itemsize
+            )
+    return launches, partial_bytes

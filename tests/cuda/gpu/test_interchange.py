@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -23,27 +20,20 @@ import numba_sparse_attn as nsa
 from numba_sparse_attn.cuda import interchange, memory, staging, streams
 from numba_sparse_attn.cuda.view import DeviceView
 
+from .libraries import (
+    LIBRARIES,
+    each_dtype,
+    each_library,
+    each_of,
+    fetch,
+    knows,
+    modules,
+    needs,
+    put,
+    random_array,
+)
+
 pytestmark = pytest.mark.gpu
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX is not alone on this GPU
-
-LIBRARIES = [name for name in ("torch", "cupy", "jax", "numba") if find_spec(name)]
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
-
-each_library = pytest.mark.parametrize("library", LIBRARIES)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def needs(*libraries: str) -> Callable[[Any], Any]:
-    """Collect a test where all of these are installed; a skip is for a missing device only."""
-    return lambda test: test if set(libraries) <= set(LIBRARIES) else None
-
-
-def each_of(*libraries: str) -> Callable[[Any], Any]:
-    """Collect a test for those of these that are installed."""
-    found = [name for name in libraries if name in LIBRARIES]
-    return pytest.mark.parametrize("library", found) if found else needs(*libraries)
 
 
 @pytest.fixture(autouse=True)
@@ -53,64 +43,9 @@ def device() -> Iterator[int]:
 
 
 @functools.cache
-def modules(library: str) -> Any:
-    if library == "numba":
-        from numba import cuda
-
-        return cuda
-    if library == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-        return jax
-    return __import__(library)
-
-
-@functools.cache
 def device_count() -> int:
     streams.call("cuInit", 0)
     return int(streams.call("cuDeviceGetCount"))
-
-
-def random_array(dtype: Any, shape: tuple[int, ...] = (2, 37, 24)) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
-
-
-def put(library: str, array: np.ndarray) -> Any:
-    """A C-contiguous copy on GPU 0."""
-    module = modules(library)
-    array = np.ascontiguousarray(array)
-    if library == "torch":
-        if array.dtype == BFLOAT16:
-            return module.from_numpy(array.view(np.int16)).cuda().view(module.bfloat16)
-        return module.from_numpy(array).cuda()
-    if library == "cupy":
-        return module.asarray(array)
-    if library == "jax":
-        return module.device_put(array, module.devices("gpu")[0])
-    return module.to_device(array)
-
-
-def fetch(library: str, value: Any) -> np.ndarray:
-    """What the library itself says that an array holds."""
-    if library == "torch":
-        if "bfloat16" in str(value.dtype):
-            return value.view(modules("torch").int16).cpu().numpy().view(BFLOAT16)
-        return value.detach().cpu().numpy()
-    if library == "cupy":
-        return modules("cupy").asnumpy(value)
-    return np.asarray(value) if library == "jax" else value.copy_to_host()
-
-
-def knows(library: str, dtype: np.dtype) -> bool:
-    """Whether the installed version of a library has an element type; CuPy and bfloat16 are in question."""
-    if library != "cupy" or dtype != BFLOAT16:
-        return True
-    try:
-        modules("cupy").empty(1, dtype)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def peek(view: DeviceView, stream: int | None = None) -> np.ndarray:
@@ -158,8 +93,8 @@ STRIDED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", STRIDED)
 @each_of("torch", "cupy")
+@pytest.mark.parametrize("layout", STRIDED)
 def test_strided_arrays(library: str, layout: str) -> None:
     array = random_array(np.float32)
     expected = STRIDED[layout](array)
@@ -168,15 +103,25 @@ def test_strided_arrays(library: str, layout: str) -> None:
     assert_same_bits(peek(view), expected)
 
 
-def test_strided_numba_arrays() -> None:
+#: Numba takes no ellipsis and turns no axes but those of a matrix.
+@pytest.mark.parametrize(
+    "part",
+    [np.s_[:, 3:30], np.s_[:, :, 2:], np.s_[:, 3:30:2, 1:], np.s_[1]],
+    ids=["rows", "columns", "every other row", "one matrix"],
+)
+def test_strided_numba_arrays(part: Any) -> None:
     array = random_array(np.float64)
-    value = put("numba", array)
-    for part, expected in (
-        (value[:, 3:30], array[:, 3:30]),
-        (value[..., 2:], array[..., 2:]),
-        (value[1], array[1]),
-    ):
-        assert_same_bits(peek(viewed(part)), expected)
+    view = viewed(put("numba", array)[part])
+    assert (view.shape, view.strides) == (array[part].shape, array[part].strides)
+    assert_same_bits(peek(view), array[part])
+
+
+def test_transposed_numba_matrices() -> None:
+    """By Numba they are copies; its own layout of columns is a view."""
+    array = np.asfortranarray(random_array(np.float32)[0])
+    view = viewed(modules("numba").to_device(array))
+    assert view.strides == array.strides
+    assert_same_bits(peek(view), array)
 
 
 @each_library

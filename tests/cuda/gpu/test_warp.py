@@ -10,7 +10,8 @@ import pytest
 import numba_sparse_attn as nsa
 from numba_sparse_attn import HeadPatterns, patterns
 from numba_sparse_attn.cuda import warp
-from numba_sparse_attn.cuda.warp.schedule import make_schedule
+from numba_sparse_attn.cuda.warp.schedule import share_runs
+from numba_sparse_attn.cuda.warp.shape import SHARING_WARPS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem, run_call
 
@@ -64,10 +65,10 @@ def test_head_dimensions_and_groups(head_dim, dtype):
 
 @every_dtype
 def test_long_rows_are_shared_and_folded(dtype, monkeypatch):
-    monkeypatch.setattr(warp, "make_schedule", lambda csr, part_keys=16: make_schedule(csr, part_keys))
-    mask = ragged(40, 200)
-    problem = random_problem(mask, heads=4, kv_heads=2, head_dim=64, dtype=DTYPES[dtype])
-    budget_for(problem).check(**run_call(problem, mask, engine="cuda-warp"))
+    monkeypatch.setattr(warp, "PART_KEYS", 16)
+    for mask in (ragged(40, 200), patterns.sliding_window(300, 60).toarray()):
+        problem = random_problem(mask, heads=4, kv_heads=2, head_dim=64, dtype=DTYPES[dtype])
+        budget_for(problem).check(**run_call(problem, mask, engine="cuda-warp"))
 
 
 def test_a_row_with_a_million_keys_and_one_with_none():
@@ -89,11 +90,33 @@ def test_patterns_that_differ_between_batch_elements_and_heads():
     budget_for(problem).check(**run_call(problem, masks, engine="cuda-warp"))
 
 
-def test_different_patterns_in_one_group_are_refused_backward():
-    masks = np.stack([ragged(20, 20, seed=h) for h in range(2)])
-    problem = random_problem(masks, heads=2, kv_heads=1, head_dim=16)
-    with pytest.raises(nsa.EngineError, match="share a key head"):
-        run_call(problem, masks, engine="cuda-warp")
+@every_dtype
+def test_patterns_that_differ_inside_of_a_group(dtype):
+    masks = np.stack([ragged(50, 60, seed=h) for h in range(3)])[[0, 1, 2, 0, 1, 1]]
+    problem = random_problem(masks, heads=6, kv_heads=2, head_dim=40, dtype=DTYPES[dtype])
+    budget_for(problem).check(**run_call(problem, masks, engine="cuda-warp"))
+
+
+#: Runs that rows have in common, from a window, a block, and far keys beside them.
+RUNS = {
+    "window": patterns.sliding_window(300, 20),
+    "window and global tokens": patterns.longformer(300, window=40, tokens=[0, 150]),
+    "blocks": patterns.random_blocks(300, block=50, per_row=2, seed=0),
+    "documents": patterns.documents(lengths=[100, 30, 150, 20]),
+    "causal": patterns.causal(300),
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("head_dim", [16, 40, 64, 128])
+def test_runs_are_staged(name, head_dim, dtype):
+    pattern = RUNS[name]
+    assert share_runs(pattern.rows(), SHARING_WARPS) is not None
+    problem = random_problem(
+        mask_of(pattern), heads=4, kv_heads=2, head_dim=head_dim, dtype=DTYPES[dtype], batch=(2,)
+    )
+    budget_for(problem).check(**run_call(problem, pattern, engine="cuda-warp"))
 
 
 def test_results_have_the_same_bits_every_time():
