@@ -15,7 +15,7 @@ import numpy as np
 
 import numba_sparse_attn as nsa
 
-from .cases import AttentionCase, PatternSpec
+from .kinds import AttentionCase, PatternSpec
 from .runner import Field, run_case
 from .tables import format_bytes, format_seconds, format_table
 
@@ -58,7 +58,7 @@ def _performance(spec: PatternSpec, seed: int) -> str:
     lines = []
     for direction, peers in (("forward", ("torch_flex", "torch_sdpa")), ("backward", ("torch_sdpa",))):
         case = AttentionCase(f"report/{spec.function}_{direction}", spec, direction=direction, peers=peers)
-        for row in run_case(case, Field.here(), seed, 2.0):
+        for row in run_case(case, Field.here(look_for_gpu=False), seed, 2.0):
             if row["status"] != "measured":
                 lines.append([direction, row["contender"], f"{row['status']}: {row['reason']}", "", "", ""])
                 continue

@@ -6,163 +6,26 @@ add it to its table below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from . import gpu_cases
+from .kinds import (
+    AttentionCase,
+    BuildCase,
+    Case,
+    ColdStartCase,
+    GatherCase,
+    Goal,
+    HostCase,
+    MemoryCase,
+    PatternSpec,
+    RateCase,
+)
 
-import numba_sparse_attn as nsa
-from numba_sparse_attn.formats.csr import Csr
-from numba_sparse_attn.patterns.catalogue import CATALOGUE
-
-__all__ = [
-    "AttentionCase",
-    "BuildCase",
-    "Case",
-    "ColdStartCase",
-    "Goal",
-    "MemoryCase",
-    "PatternSpec",
-    "RateCase",
-    "all_cases",
-    "quick_cases",
-    "tiny_cases",
-]
+__all__ = ["all_cases", "quick_cases", "tiny_cases"]
 
 #: Peers of an attention case that is small enough for an n x n mask.
 ALL_PEERS = ("torch_flex", "torch_sdpa", "scipy_unfused", "numpy_dense")
-
-
-@dataclass(frozen=True)
-class PatternSpec:
-    """How to make a pattern: the name of a pattern function and its arguments.
-
-    A specification crosses process borders as JSON; a pattern is built where it is measured.
-    """
-
-    function: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def build(self) -> nsa.Pattern | nsa.HeadPatterns:
-        """A fresh pattern that has computed nothing yet."""
-        if self.function == "arbitrary_csr":
-            return arbitrary_csr(**self.arguments)
-        made: nsa.Pattern | nsa.HeadPatterns = getattr(nsa.patterns, self.function)(**self.arguments)
-        return made
-
-    @property
-    def label(self) -> str:
-        """The call as one would write it."""
-        return f"{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
-
-
-def arbitrary_csr(n: int, per_row: int, seed: int) -> nsa.Pattern:
-    """Keys without any structure: `per_row` random ones for each of `n` queries, stored as CSR.
-
-    Each row takes one key from each of `per_row` equal strata, which keeps rows sorted and free of
-    duplicates without sorting ten million numbers.
-    """
-    strata = n // per_row
-    offsets = np.random.default_rng(seed).integers(0, strata, (n, per_row), dtype=np.int32)
-    indices = (offsets + np.arange(per_row, dtype=np.int32) * np.int32(strata)).reshape(-1)
-    indptr = np.arange(n + 1, dtype=np.int64) * per_row
-    indices.flags.writeable = indptr.flags.writeable = False
-    return nsa.Pattern.from_csr(Csr((n, n), indptr, indices), name=f"arbitrary_csr(n={n}, per_row={per_row})")
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A bound that a measure of our row must keep: ``speedup`` is over `peer`, the rest are row fields."""
-
-    measure: str
-    bound: float
-    at_least: bool = False
-    peer: str = ""
-
-    def met(self, value: float) -> bool:
-        """Whether `value` keeps the bound."""
-        return value >= self.bound if self.at_least else value <= self.bound
-
-    @property
-    def label(self) -> str:
-        """The bound in words."""
-        over = f" over {self.peer}" if self.peer else ""
-        return f"{self.measure}{over} {'>=' if self.at_least else '<='} {self.bound:g}"
-
-
-@dataclass(frozen=True)
-class AttentionCase:
-    """Forward or backward of one pattern at one size, ours beside peers.
-
-    Attributes
-    ----------
-    direction : "forward" or "backward"
-    dense : bool
-        Also time our own engine on ``full(n)``, in the same turns.
-    paths : bool
-        Also time the tile path and the row path, whatever the planner would choose.
-    peers : tuple of str
-        Names in :mod:`benchmarks.peers`.
-    """
-
-    name: str
-    spec: PatternSpec
-    heads: int = 4
-    kv_heads: int = 4
-    head_dim: int = 64
-    dtype: str = "float32"
-    direction: str = "forward"
-    dense: bool = True
-    paths: bool = False
-    peers: tuple[str, ...] = ()
-    goals: tuple[Goal, ...] = ()
-
-
-@dataclass(frozen=True)
-class BuildCase:
-    """Pattern to tiles, both directions, in a fresh process after warm-up."""
-
-    name: str
-    spec: PatternSpec
-    goals: tuple[Goal, ...] = ()
-
-
-@dataclass(frozen=True)
-class MemoryCase:
-    """Peak memory of a fresh process during one call, beyond its inputs."""
-
-    name: str
-    spec: PatternSpec
-    direction: str = "forward"
-    heads: int = 4
-    head_dim: int = 64
-    dtype: str = "float32"
-    goals: tuple[Goal, ...] = ()
-
-
-@dataclass(frozen=True)
-class ColdStartCase:
-    """Start of a process to its first result, with an empty or a filled kernel cache."""
-
-    name: str
-    spec: PatternSpec
-    warm: bool
-    repeats: int = 5
-    heads: int = 4
-    head_dim: int = 64
-    goals: tuple[Goal, ...] = ()
-
-
-@dataclass(frozen=True)
-class RateCase:
-    """The machine's own rate: a square float32 matrix product by NumPy."""
-
-    name: str
-    size: int
-
-
-Case = AttentionCase | BuildCase | MemoryCase | ColdStartCase | RateCase
 
 
 def _spec(function: str, **arguments: Any) -> PatternSpec:
@@ -200,7 +63,7 @@ TARGETS: tuple[Case, ...] = (
         WINDOW,
         peers=(*ALL_PEERS, "numpy_sgemm"),
         goals=(
-            Goal("speedup", 2.0, at_least=True, peer="torch_flex"),
+            Goal("speedup", 2.0, at_least=True, over="torch_flex"),
             Goal("share_of_sgemm", 0.65, at_least=True),
         ),
     ),
@@ -208,20 +71,20 @@ TARGETS: tuple[Case, ...] = (
         "target/bigbird_forward",
         BIGBIRD,
         peers=ALL_PEERS,
-        goals=(Goal("speedup", 1.5, at_least=True, peer="torch_flex"),),
+        goals=(Goal("speedup", 1.5, at_least=True, over="torch_flex"),),
     ),
     AttentionCase(
         "target/document_qa_forward",
         DOCUMENT_QA,
         peers=ALL_PEERS,
-        goals=(Goal("speedup", 1.5, at_least=True, peer="torch_flex"),),
+        goals=(Goal("speedup", 1.5, at_least=True, over="torch_flex"),),
     ),
     AttentionCase(
         "target/window_backward",
         WINDOW,
         direction="backward",
         peers=("torch_sdpa", "scipy_unfused", "numpy_dense"),
-        goals=(Goal("speedup", 8.0, at_least=True, peer="torch_sdpa"),),
+        goals=(Goal("speedup", 8.0, at_least=True, over="torch_sdpa"),),
     ),
 )
 
@@ -333,25 +196,56 @@ TINY: tuple[Case, ...] = (
 )
 
 
-def _catalogue() -> Iterator[AttentionCase]:
-    """Every named pattern at about 4096 tokens in its usual setting; a new pattern is here by itself."""
-    for name, entry in CATALOGUE.items():
-        heads = entry.heads or 4
-        for direction in ("forward", "backward"):
-            spec = PatternSpec(name, entry.scaled(4096))
-            yield AttentionCase(f"catalogue/{name}_{direction}", spec, heads, heads, direction=direction)
+#: On a machine with a GPU ``--tiny`` runs these too.
+GPU_TINY: tuple[Case, ...] = (
+    RateCase("tiny/gpu_copy", 1 << 20, "copy", device="gpu"),
+    RateCase("tiny/gpu_product", 128, dtype="float16", device="gpu"),
+    GatherCase("tiny/gpu_gather", _spec("arbitrary_csr", n=640, per_row=4, seed=0)),
+    HostCase("tiny/gpu_launch", "launch", _TINY_WINDOW),
+    HostCase("tiny/gpu_host", "forward", _TINY_WINDOW),
+    HostCase("tiny/gpu_host_out", "forward_out", _TINY_WINDOW),
+    HostCase("tiny/gpu_host_backward", "backward", _TINY_WINDOW),
+    *(
+        AttentionCase(
+            f"tiny/gpu_{direction}_{dtype}",
+            spec,
+            dtype=dtype,
+            direction=direction,
+            beside=(("causal", _spec("causal", n=640)),),
+            peers=peers,
+            device="gpu",
+        )
+        for spec, dtype, peers in (
+            (_TINY_WINDOW, "float16", ("gather_only", "flex_cuda", "sdpa_cudnn", "sdpa_efficient")),
+            (_spec("causal", n=640), "bfloat16", gpu_cases.DENSE_PEERS),
+            (_spec("arbitrary_csr", n=640, per_row=16, seed=0), "float32", gpu_cases.GRAPH_PEERS),
+            (
+                _spec("power_law_graph", n=640, average=8, exponent=2.1, seed=0),
+                "float64",
+                gpu_cases.GRAPH_PEERS,
+            ),
+        )
+        for direction in ("forward", "backward", "training")
+    ),
+    *(
+        MemoryCase(f"tiny/gpu_memory_{direction}", _TINY_WINDOW, direction, device="gpu")
+        for direction in ("forward", "backward")
+    ),
+)
 
 
 def all_cases() -> list[Case]:
     """Every case, in the order in which it is run."""
-    return [*QUICK, *TARGETS, *BUILDS, *COLD, *MEMORY, *TABLES, *PATHS, *_catalogue()]
+    host = [*QUICK, *TARGETS, *BUILDS, *COLD, *MEMORY, *TABLES, *PATHS]
+    host += gpu_cases.catalogue("catalogue", "cpu")
+    return [*host, *gpu_cases.gpu_quick_cases(), *gpu_cases.gpu_cases(), *gpu_cases.tile_cases()]
 
 
 def tiny_cases() -> list[Case]:
     """The cases of ``--tiny``."""
-    return list(TINY)
+    return [*TINY, *GPU_TINY]
 
 
 def quick_cases() -> list[Case]:
     """The cases of ``--quick``."""
-    return list(QUICK)
+    return [*QUICK, *gpu_cases.gpu_quick_cases()]

@@ -3,8 +3,8 @@
     python benchmarks/compare.py old.jsonl new.jsonl          two files
     python benchmarks/compare.py 3f2a91c 77b01de              two commits, from the rows in benchmarks/data
 
-Rows are paired by case, contender and processor. A time has moved when the quartiles of the two do not
-overlap and the medians differ by more than `--threshold`. Compares times only; measures nothing.
+Rows are paired by case, contender and processor, or GPU. A time has moved when the quartiles of the two do
+not overlap and the medians differ by more than `--threshold`. Compares times only; measures nothing.
 """
 
 from __future__ import annotations
@@ -41,9 +41,15 @@ def load(name: str) -> list[rows.Row]:
 
 
 def by_key(found: Iterable[rows.Row]) -> dict[Key, rows.Row]:
-    """The last row that has a time, for every case, contender and processor."""
+    """The last row that has a time, for every case, contender and machine."""
     timed = (row for row in found if row["status"] == "measured" and "seconds" in row)
-    return {(row["case"], row["contender"], row["machine"]["cpu"]): row for row in timed}
+    return {(row["case"], row["contender"], _processor(row)): row for row in timed}
+
+
+def _processor(row: rows.Row) -> str:
+    """The chip: another driver or another number of threads is a change like any other."""
+    chip = row["device"]["name"] if rows.on_gpu(row) else row["machine"]["cpu"]
+    return str(chip)
 
 
 def verdict(old: rows.Row, new: rows.Row, threshold: float = THRESHOLD) -> str:

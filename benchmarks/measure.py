@@ -16,6 +16,7 @@ from numba_sparse_attn import config
 
 __all__ = [
     "Timing",
+    "Usage",
     "current_memory",
     "interleave",
     "machine",
@@ -32,33 +33,49 @@ BURST = 0.05
 
 @dataclass(frozen=True)
 class Timing:
-    """Median and spread (quartiles and minimum) of repeated measurements, in seconds."""
+    """Median and spread (quartiles and minimum) of repeated measurements, in seconds.
+
+    `host` is the median of what the host needed to queue the same calls on a GPU.
+    """
 
     median: float
     low: float
     high: float
     minimum: float
     repeats: int
+    host: float | None = None
 
     def fields(self) -> dict[str, float | int]:
         """As row fields."""
+        host = {} if self.host is None else {"host_seconds": self.host}
         return {
             "seconds": self.median,
             "seconds_low": self.low,
             "seconds_high": self.high,
             "seconds_min": self.minimum,
             "repeats": self.repeats,
+            **host,
         }
 
 
-def summarize(samples: list[float]) -> Timing:
+@dataclass(frozen=True)
+class Usage:
+    """Memory of a call in bytes: what it still holds, the most at once, and by whose count."""
+
+    held: int
+    peak: int
+    counted: str
+
+
+def summarize(samples: list[float], *, host: list[float] | None = None) -> Timing:
     """Median, quartiles and minimum.
 
     >>> summarize([3.0, 1.0, 2.0]).median
     2.0
     """
     low, median, high = (float(value) for value in np.quantile(samples, [0.25, 0.5, 0.75]))
-    return Timing(median, low, high, min(samples), len(samples))
+    queued = None if host is None else float(np.median(host))
+    return Timing(median, low, high, min(samples), len(samples), queued)
 
 
 def interleave(

@@ -83,7 +83,7 @@ def cold_start(request: dict[str, Any]) -> dict[str, Any]:
 def build(request: dict[str, Any]) -> dict[str, Any]:
     """Pattern to tiles: memory of the first build of a warm process, then the time of repeated builds."""
     from benchmarks import measure
-    from benchmarks.cases import PatternSpec
+    from benchmarks.kinds import PatternSpec
     from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
     spec = PatternSpec(**request["spec"])
@@ -126,8 +126,8 @@ def memory(request: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of planning and one call beyond the inputs; for the backward pass, of that call."""
     import numba_sparse_attn as nsa
     from benchmarks import measure
-    from benchmarks.cases import MemoryCase, PatternSpec
-    from benchmarks.workload import Workload, make_workload
+    from benchmarks.kinds import MemoryCase, PatternSpec
+    from benchmarks.workload import Host, Workload, make_workload
     from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
     fields = {key: value for key, value in request.items() if key not in {"kind", "seed"}}
@@ -137,13 +137,13 @@ def memory(request: dict[str, Any]) -> dict[str, Any]:
     def plan_for(work: Workload) -> nsa.Plan:
         return nsa.plan(work.pattern, heads=case.heads, head_dim=case.head_dim, dtype=case.dtype)
 
-    warm = make_workload(replace(case, spec=tiny), 0)
+    warm = make_workload(replace(case, spec=tiny), 0, Host())
     plan = plan_for(warm)
     out, lse = plan(warm.q, warm.k, warm.v, return_lse=True)
     if case.direction == "backward":
         plan.backward(warm.dout, warm.q, warm.k, warm.v, out, lse)
 
-    work = make_workload(case, request["seed"])
+    work = make_workload(case, request["seed"], Host())
     inputs = (work.q, work.k, work.v)
     if case.direction == "backward":
         plan = plan_for(work)

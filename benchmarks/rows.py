@@ -14,7 +14,19 @@ from numba_sparse_attn import jit
 
 from . import measure
 
-__all__ = ["DATA", "LOCAL", "ROOT", "Row", "append", "is_peer", "provenance", "read", "read_all"]
+__all__ = [
+    "DATA",
+    "LOCAL",
+    "ROOT",
+    "Row",
+    "append",
+    "is_peer",
+    "machine_title",
+    "on_gpu",
+    "provenance",
+    "read",
+    "read_all",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "benchmarks" / "data"
@@ -82,6 +94,19 @@ def read_all(folder: Path = DATA) -> list[Row]:
     """All published rows, file by file in the order of their names."""
     paths = sorted(path for path in folder.glob("*.jsonl") if path.name != LOCAL.name)
     return [row for path in paths for row in read(path)]
+
+
+def on_gpu(row: Row) -> bool:
+    """Whether a row was measured on a GPU."""
+    return "device" in row
+
+
+def machine_title(row: Row) -> str:
+    """What a row was measured on, in words; times of different titles are not compared."""
+    if on_gpu(row):
+        device = row["device"]
+        return f"{device['name']}, driver {device['driver']}, clocks {device['clocks']}"
+    return f"{row['machine']['cpu']}, {row['machine']['threads']} threads"
 
 
 def is_peer(row: Row) -> bool:

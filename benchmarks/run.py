@@ -3,6 +3,7 @@
     python benchmarks/run.py                          every case that this machine can run
     python benchmarks/run.py --quick                  one line a pattern, in a minute or two
     python benchmarks/run.py --cases 'target/*'       the project's own bounds, beside the peers
+    python benchmarks/run.py --device gpu             what is measured on a GPU
     python benchmarks/run.py --report document_qa     configuration, sparsity and performance of a setting
     python benchmarks/run.py --list                   what there is
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import brief_reports, cases, rows, runner, tables  # noqa: E402
+from benchmarks import brief_reports, cases, kinds, rows, runner, tables  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
 from benchmarks.progress import Progress, duration  # noqa: E402
 
@@ -44,29 +45,39 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="the tour only")
     add("--tiny", action="store_true", help="every kind of measurement at toy size: does the suite work?")
     add("--cases", metavar="GLOB", action="append", help="cases by name; may be repeated")
-    add("--engine", default="auto", help="our engine (default: what the planner chooses)")
+    add(
+        "--device",
+        choices=("cpu", "gpu"),
+        help="cases whose arrays lie there (default: both; --quick: the GPU if any)",
+    )
+    add("--engine", default="auto", help="our engine (default: the case's, or what the planner chooses)")
     add("--peer", action="append", choices=[*PEERS, "none"], help="only these peers; may be repeated")
     add("--dtype", choices=DTYPES, help="element type of attention cases, instead of their own")
     add("--json", type=Path, metavar="FILE", default=rows.LOCAL, help="file that rows are appended to")
     add("--seed", type=int, default=0)
-    add("--seconds", type=float, default=2.0, help="time for each contender of a case (2)")
+    add("--seconds", type=float, help="time for each contender of a case (2; on a GPU 0.25)")
     add("--list", action="store_true", help="print the cases and who is here, and stop")
     add("--report", choices=sorted(brief_reports.REPORTS), help="print one setting in full, and stop")
     add("--no-figures", action="store_true", help="draw nothing")
     return made
 
 
-def chosen_cases(options: argparse.Namespace) -> list[cases.Case]:
-    """The cases that the options name."""
+def chosen_cases(options: argparse.Namespace, gpu: bool) -> list[kinds.Case]:
+    """The cases that the options name; without a GPU its cases only if they are named."""
     if options.tiny:
         found = cases.tiny_cases()
     else:
         found = cases.quick_cases() if options.quick else cases.all_cases()
     if globs := options.cases:
         found = [case for case in found if any(fnmatch.fnmatchcase(case.name, glob) for glob in globs)]
+    device = options.device or ("gpu" if options.quick and gpu else "")
+    if not device and not gpu and not options.cases:
+        device = "cpu"
+    if device:
+        found = [case for case in found if kinds.device_of(case) == device]
     if kind := options.dtype:
         found = [
-            replace(case, dtype=kind) if isinstance(case, cases.AttentionCase) else case for case in found
+            replace(case, dtype=kind) if isinstance(case, kinds.AttentionCase) else case for case in found
         ]
     return found
 
@@ -74,11 +85,11 @@ def chosen_cases(options: argparse.Namespace) -> list[cases.Case]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if something was wrong or failed, 2 for a mistaken command line, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
-    field = runner.Field.here(options.engine, options.peer)
+    field = runner.Field.here(options.engine, options.peer, look_for_gpu=options.device != "cpu")
     if options.report:
         print(brief_reports.REPORTS[options.report](options.seed))
         return 0
-    found = chosen_cases(options)
+    found = chosen_cases(options, field.gpu is not None)
     if not found:
         print("no case has such a name; --list prints them", file=sys.stderr)
         return 2

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from .rows import Row
+from .rows import Row, on_gpu
 
-__all__ = ["format_bytes", "format_seconds", "format_table", "goal_lines", "result_tables"]
+__all__ = [
+    "format_bytes",
+    "format_rate",
+    "format_seconds",
+    "format_table",
+    "goal_lines",
+    "remarks",
+    "result_tables",
+]
 
 
 def format_seconds(seconds: float) -> str:
@@ -59,29 +67,89 @@ def _number(row: Row, name: str, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
+def _spread(row: Row) -> str:
+    return f"{(row['seconds_high'] - row['seconds_low']) / row['seconds'] / 2:.0%}"
+
+
+def remarks(row: Row) -> list[str]:
+    """How a row stands beside the others of its turns, and what is to be known about it."""
+    found = [f"{ratio:.2f}x {peer}" for peer, ratio in row.get("speedup", {}).items()]
+    found += [
+        f"{ratio:.2f}x {peer} on all pairs, {ratio * row['density']:.0%} of ideal"
+        for peer, ratio in row.get("speedup_all_pairs", {}).items()
+    ]
+    found += [f"{ratio:.2f}x the time of {other}" for other, ratio in row.get("slowdown", {}).items()]
+    if "share_of_gather" in row:
+        found.append(f"{row['share_of_gather']:.0%} of a gather")
+    if row.get("computes"):
+        found.append(f"computes {row['computes']}")
+    if row.get("host_seconds", 0.0) > row["seconds"]:
+        found.append("the host is slower")
+    if not row.get("within_budget", True):
+        found.append("less exact than our budget")
+    return found
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """Our own dense mode is a column, not a line, unless there is something wrong with it."""
+    return [row for row in rows if row["status"] != "measured" or not row["contender"].endswith("-dense")]
+
+
 def _attention(rows: list[Row]) -> str:
     def line(row: Row) -> list[str]:
         if row["status"] != "measured":
             return [row["case"], row["contender"], *([""] * 5), f"{row['status']}: {row['reason']}"]
-        remarks = [f"{ratio:.2f}x {peer}" for peer, ratio in row.get("speedup", {}).items()]
-        if not row.get("within_budget", True):
-            remarks.append("less exact than our budget")
-        spread = (row["seconds_high"] - row["seconds_low"]) / row["seconds"] / 2
         return [
             row["case"],
             row["contender"],
             f"{1 - row['density']:.1%}" if "density" in row else "",
             format_seconds(row["seconds"]),
-            f"{spread:.0%}",
+            _spread(row),
             f"{row['gflops']:.0f}",
             f"{row['speedup_dense']:.2f}x" if "speedup_dense" in row else "",
-            ", ".join(remarks),
+            ", ".join(remarks(row)),
         ]
 
-    # Our own dense mode is a column, not a line, unless there is something wrong with it.
-    shown = [row for row in rows if row["status"] != "measured" or not row["contender"].endswith("-dense")]
     header = ["case", "by", "sparsity", "time", "+-", "GFLOP/s", "over dense", "over peers"]
-    return format_table(header, map(line, shown))
+    return format_table(header, map(line, _shown(rows)))
+
+
+def _gpu_attention(rows: list[Row]) -> str:
+    def line(row: Row) -> list[str]:
+        if row["status"] != "measured":
+            return [row["case"], row["contender"], *([""] * 8), f"{row['status']}: {row['reason']}"]
+        return [
+            row["case"],
+            row["contender"],
+            f"{1 - row['density']:.1%}" if "density" in row else "",
+            format_seconds(row["seconds"]),
+            _spread(row),
+            format_seconds(row["host_seconds"]),
+            f"{row['gflops'] / 1e3:.3g}" if row["gflops"] else "",
+            _number(row, "gpairs_per_second", "{:.3g}"),
+            f"{row['speedup_dense']:.2f}x" if "speedup_dense" in row else "",
+            format_bytes(row["peak_bytes"]),
+            ", ".join(remarks(row)),
+        ]
+
+    measures = ["sparsity", "time", "+-", "host", "TFLOP/s", "Gpair/s", "over dense", "memory", ""]
+    return format_table(["case", "by", *measures], map(line, _shown(rows)))
+
+
+def format_rate(row: Row) -> str:
+    """What the machine itself reaches, in the unit of the case."""
+    if "gflops" in row:
+        return f"{row['gflops'] / 1e3:.0f} TFLOP/s"
+    return _number(row, "gbytes_per_second", "{:.0f} GB/s")
+
+
+def _gpu_rates(rows: list[Row]) -> str:
+    def line(row: Row) -> list[str]:
+        if row["status"] != "measured":
+            return [row["case"], row["contender"], "", "", f"{row['status']}: {row['reason']}"]
+        return [row["case"], row["contender"], format_seconds(row["seconds"]), _spread(row), format_rate(row)]
+
+    return format_table(["case", "by", "time", "+-", "rate"], map(line, rows))
 
 
 def _build(rows: list[Row]) -> str:
@@ -127,17 +195,20 @@ def _cold(rows: list[Row]) -> str:
     return format_table(["case", "pattern", "imports", "first call", "first result"], map(line, rows))
 
 
-_TABLES = {"attention": _attention, "rate": _attention, "build": _build, "memory": _memory, "cold": _cold}
+def _group(row: Row) -> Callable[[list[Row]], str]:
+    """The table that a row belongs to."""
+    if on_gpu(row) or row["kind"] in {"gather", "host"}:
+        return {"attention": _gpu_attention, "memory": _memory}.get(row["kind"], _gpu_rates)
+    tables = {"attention": _attention, "rate": _attention, "build": _build, "memory": _memory, "cold": _cold}
+    return tables[row["kind"]]
 
 
 def result_tables(rows: Sequence[Row]) -> str:
     """All rows of a run, a table for each kind of measurement."""
-    parts = []
-    for kinds in (("rate", "attention"), ("build",), ("memory",), ("cold",)):
-        chosen = [row for row in rows if row["kind"] in kinds]
-        if chosen:
-            parts.append(_TABLES[kinds[0]](chosen))
-    return "\n\n".join(parts)
+    groups: dict[Callable[[list[Row]], str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_group(row), []).append(row)
+    return "\n\n".join(table(chosen) for table, chosen in groups.items())
 
 
 def goal_lines(rows: Iterable[Row]) -> list[str]:

@@ -1,12 +1,13 @@
-"""The arrays of one attention case, the same for everyone who is measured on it."""
+"""The arrays of one attention case, the same for everyone who is measured on it, and where they lie."""
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -15,24 +16,113 @@ import numpy.typing as npt
 import numba_sparse_attn as nsa
 from numba_sparse_attn.formats.pieces import make_pieces
 
-from .cases import AttentionCase, MemoryCase, PatternSpec
+from . import measure
+from .kinds import AttentionCase, GatherCase, HostCase, MemoryCase, PatternSpec
 
-__all__ = ["Workload", "make_workload", "random_arrays"]
+__all__ = ["Array", "Host", "NotHere", "Place", "Workload", "element_type", "host_random", "make_workload"]
 
 Array = npt.NDArray[Any]
+_Result = TypeVar("_Result")
+
+
+class NotHere(Exception):
+    """This machine cannot make a measurement: a library lacks an element type, or an operation."""
+
+
+class Place(Protocol):
+    """Where arrays lie and how time is taken there: :class:`Host`, or :class:`benchmarks.gpu.Gpu`."""
+
+    @property
+    def gpu(self) -> bool:
+        """Whether calls are queued and memory is counted."""
+
+    @property
+    def device(self) -> str:
+        """As :func:`numba_sparse_attn.plan` spells it."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Row fields of everything that is measured there."""
+
+    def random(self, seed: int, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
+        """Standard-normal arrays that depend on the seed only."""
+
+    def zeros_like(self, array: Any) -> Any:
+        """Zeros of the shape and type of `array`."""
+
+    def fetch(self, array: Any) -> Array:
+        """The array as NumPy's."""
+
+    def synchronize(self) -> None:
+        """Wait until every call is done."""
+
+    def usage(self, call: Callable[[], _Result]) -> tuple[_Result, measure.Usage | None]:
+        """The result of a call and the memory that it took, where that can be told."""
+
+    def interleave(
+        self, runners: Mapping[str, Callable[[], object]], *, seconds_each: float
+    ) -> dict[str, measure.Timing]:
+        """Time contenders in turns."""
+
+
+class Host:
+    """NumPy arrays and the host's clock."""
+
+    @property
+    def gpu(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def device(self) -> str:
+        """The host."""
+        return "cpu"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The processor is in every row anyway."""
+        return {}
+
+    def random(self, seed: int, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
+        """NumPy arrays."""
+        return [host_random(seed + number, shape, dtype) for number, shape in enumerate(shapes)]
+
+    def zeros_like(self, array: Any) -> Any:
+        """Zeros."""
+        return np.zeros_like(array)
+
+    def fetch(self, array: Any) -> Array:
+        """The array itself."""
+        found: Array = array
+        return found
+
+    def synchronize(self) -> None:
+        """Calls return when they are done."""
+
+    def usage(self, call: Callable[[], _Result]) -> tuple[_Result, None]:
+        """Not told: a process' own memory is measured by :mod:`benchmarks.probe`, in a fresh one."""
+        return call(), None
+
+    def interleave(
+        self, runners: Mapping[str, Callable[[], object]], *, seconds_each: float
+    ) -> dict[str, measure.Timing]:
+        """By the clock on the wall."""
+        return measure.interleave(runners, seconds_each=seconds_each)
 
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """Inputs of one case; `q`, `k`, `v` and `dout` are ``(heads, n, d)``."""
+    """Inputs of one case; `q`, `k`, `v` and `dout` are ``(heads, n, d)``, arrays of `place`."""
 
     spec: PatternSpec
     pattern: nsa.Pattern | nsa.HeadPatterns
     direction: str
-    q: Array
-    k: Array
-    v: Array
-    dout: Array
+    dtype: np.dtype[Any]
+    place: Place
+    q: Any
+    k: Any
+    v: Any
+    dout: Any
 
     @property
     def heads(self) -> int:
@@ -77,9 +167,14 @@ class Workload:
     @property
     def flops(self) -> int:
         """Useful operations: the products over selected pairs, two forward and five backward."""
-        if self.direction == "forward":
-            return 2 * self.nnz * (self.head_dim + self.value_dim)
-        return 2 * self.nnz * (3 * self.head_dim + 2 * self.value_dim)
+        forward = 2 * self.nnz * (self.head_dim + self.value_dim)
+        backward = 2 * self.nnz * (3 * self.head_dim + 2 * self.value_dim)
+        return {"forward": forward, "backward": backward, "training": forward + backward}[self.direction]
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Every selected key and value, read once a pair and head."""
+        return self.nnz * (self.head_dim + self.value_dim) * self.dtype.itemsize
 
     @cached_property
     def masks(self) -> npt.NDArray[np.bool_]:
@@ -91,37 +186,43 @@ class Workload:
     def mask_rows(self, head: int, ranges: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
         """Rows of one head's mask without making the others: ``(rows, n_k)``."""
         pattern = self.head_pattern(head)
-        begins, ends = np.transpose(ranges)
-        chosen = nsa.Pattern.from_pieces(
-            pattern.shape, make_pieces(rows=(begins, ends), columns=(0, pattern.shape[1]))
-        )
-        csr = (pattern & chosen).rows()
         rows = np.concatenate([np.arange(begin, end) for begin, end in ranges])
+        if pattern.regular:
+            begins, ends = np.transpose(ranges)
+            chosen = nsa.Pattern.from_pieces(
+                pattern.shape, make_pieces(rows=(begins, ends), columns=(0, pattern.shape[1]))
+            )
+            pattern = pattern & chosen
+        csr = pattern.rows()
         mask = np.zeros((len(rows), pattern.shape[1]), np.bool_)
         for line, row in zip(mask, rows, strict=True):
             line[csr.indices[csr.indptr[row] : csr.indptr[row + 1]]] = True
         return mask
 
 
-def random_arrays(seed: int, name: str, dtype: str, *shapes: tuple[int, ...]) -> list[Array]:
-    """Standard-normal arrays that depend on the seed and the case's name only."""
-    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    element = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    return [generator.standard_normal(shape, np.float32).astype(element) for shape in shapes]
+def element_type(dtype: str) -> np.dtype[Any]:
+    """NumPy's type of that name."""
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
-def make_workload(case: AttentionCase | MemoryCase, seed: int) -> Workload:
-    """Pattern and arrays of a case."""
+def host_random(seed: int, shape: tuple[int, ...], dtype: str) -> Array:
+    """Standard-normal numbers as a NumPy array."""
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal(shape, np.float32).astype(element_type(dtype))
+
+
+def make_workload(
+    case: AttentionCase | MemoryCase | HostCase | GatherCase, seed: int, place: Place
+) -> Workload:
+    """Pattern and arrays of a case; the arrays depend on the seed and the case's name only."""
     pattern = case.spec.build()
     n_q, n_k = pattern.shape
-    kv_heads = case.kv_heads if isinstance(case, AttentionCase) else case.heads
-    q, k, v, dout = random_arrays(
-        seed,
-        case.name,
+    arrays = place.random(
+        (seed << 32) + (zlib.crc32(case.name.encode()) & ~3),  # four arrays from four seeds
         case.dtype,
         (case.heads, n_q, case.head_dim),
-        (kv_heads, n_k, case.head_dim),
-        (kv_heads, n_k, case.head_dim),
+        (case.kv_heads, n_k, case.head_dim),
+        (case.kv_heads, n_k, case.head_dim),
         (case.heads, n_q, case.head_dim),
     )
-    return Workload(case.spec, pattern, case.direction, q, k, v, dout)
+    return Workload(case.spec, pattern, case.direction, element_type(case.dtype), place, *arrays)

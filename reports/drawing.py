@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 import numba_sparse_attn as nsa
-from benchmarks.rows import Row, is_peer
+from benchmarks.rows import Row, is_peer, on_gpu
 
 __all__ = ["building", "density", "gallery", "peers", "run", "save"]
 
@@ -47,15 +47,16 @@ def _own(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rate_bars(axes: Any, rows: Sequence[Row]) -> None:
-    """GFLOP/s on selected pairs, a group of bars a case."""
+    """Rates on selected pairs, a group of bars a case; in TFLOP/s on a GPU."""
     own = _own(rows)
+    unit, scale, form = ("TFLOP/s", 1e-3, ".3g") if any(map(on_gpu, own)) else ("GFLOP/s", 1.0, ".0f")
     cases = [row["case"] for row in own]
     others = sorted({row["contender"] for row in rows if is_peer(row)})
     names = ["ours", *others]
     height = 0.8 / len(names)
     for number, name in enumerate(names):
         rate = {
-            row["case"]: row["gflops"]
+            row["case"]: row["gflops"] * scale
             for row in rows
             if (row in own if name == "ours" else row["contender"] == name) and row["kind"] == "attention"
         }
@@ -63,11 +64,11 @@ def _rate_bars(axes: Any, rows: Sequence[Row]) -> None:
         bars = axes.barh(
             places, [rate.get(case, 0.0) for case in cases], height, color=COLORS[number], label=name
         )
-        axes.bar_label(bars, [f"{rate[case]:.0f}" if case in rate else "" for case in cases], padding=2)
+        axes.bar_label(bars, [f"{rate[case]:{form}}" if case in rate else "" for case in cases], padding=2)
     axes.set_yticks(np.arange(len(cases)) + 0.4 - height / 2, cases)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("GFLOP/s on selected pairs")
+    axes.set_xlabel(f"{unit} on selected pairs")
     axes.margins(x=0.1)
     if others:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), frameon=False)

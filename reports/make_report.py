@@ -18,8 +18,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import rows  # noqa: E402
-from benchmarks.rows import Row, is_peer  # noqa: E402
-from benchmarks.tables import format_bytes, format_seconds  # noqa: E402
+from benchmarks.rows import Row, is_peer, machine_title, on_gpu  # noqa: E402
+from benchmarks.tables import format_bytes, format_rate, format_seconds  # noqa: E402
 
 FIGURES = ROOT / "reports" / "figures"
 REPORT = ROOT / "reports" / "performance.md"
@@ -28,6 +28,11 @@ BEGIN, END = "<!-- begin: performance -->", "<!-- end: performance -->"
 
 NO_ROWS = "No rows are published yet. `python benchmarks/run.py` measures them on your machine."
 
+GPU_NOTE = (
+    "Time is the GPU's, by events around batches of calls, each from a cold cache and queued beforehand. "
+    "Memory is what one call takes beyond its inputs, what it was planned with included."
+)
+
 
 def machines(found: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by machine; of rows for the same thing, the last one."""
@@ -35,9 +40,7 @@ def machines(found: Iterable[Row]) -> dict[str, list[Row]]:
     for row in found:
         if row["status"] != "measured":
             continue
-        machine = row["machine"]
-        title = f"{machine['cpu']}, {machine['threads']} threads"
-        by_machine.setdefault(title, {})[row["case"], row["contender"]] = row
+        by_machine.setdefault(machine_title(row), {})[row["case"], row["contender"]] = row
     return {title: list(chosen.values()) for title, chosen in by_machine.items()}
 
 
@@ -69,26 +72,62 @@ def attention_table(found: Iterable[Row]) -> str:
     for row in found:
         if row["kind"] == "attention":
             by_case.setdefault(row["case"], {})[row["contender"]] = row
-    peers = sorted({row["contender"] for group in by_case.values() for row in group.values() if is_peer(row)})
+    everyone = [row for group in by_case.values() for row in group.values()]
+    peers = sorted({row["contender"] for row in everyone if is_peer(row)})
+    dense = sorted({name for row in everyone for name in row.get("speedup_all_pairs", {})})
+    gpu = any(map(on_gpu, everyone))
     lines = []
     for case, group in by_case.items():
         own = next((row for row in group.values() if "speedup" in row), None)
         if own is None:
             continue
-        times = [format_seconds(group[peer]["seconds"]) if peer in group else "" for peer in peers]
-        dense = f"{own['speedup_dense']:.2f}x" if "speedup_dense" in own else ""
         lines.append(
             [
                 f"`{case}`",
-                f"{own['density']:.1%}",
+                _percent(own["density"]),
                 format_seconds(own["seconds"]),
-                f"{own['gflops']:.0f}",
-                dense,
-                *times,
+                *(_gpu_measures(own) if gpu else [f"{own['gflops']:.0f}"]),
+                f"{own['speedup_dense']:.2f}x" if "speedup_dense" in own else "",
+                *(_time_of(group, peer, own["speedup"]) for peer in peers),
+                *(_time_of(group, peer, own.get("speedup_all_pairs", {})) for peer in dense),
             ]
         )
-    header = ["case", "density", "ours", "GFLOP/s", "over our dense mode", *peers]
+    rates = ["engine", "TFLOP/s", "Gpair/s", "of a gather", "memory"] if gpu else ["GFLOP/s"]
+    all_pairs = [f"{peer}, all pairs" for peer in dense]
+    header = ["case", "density", "ours", *rates, "over our dense mode", *peers, *all_pairs]
     return markdown_table(header, lines) if lines else ""
+
+
+def _percent(share: float) -> str:
+    """One decimal, or two digits: graphs have densities of a hundredth of a percent."""
+    return f"{share:.1%}" if share >= 0.01 else f"{share * 100:.2g}%"
+
+
+def _gpu_measures(own: Row) -> list[str]:
+    gather = f"{own['share_of_gather']:.0%}" if "share_of_gather" in own else ""
+    rates = [f"{own['gflops'] / 1e3:.3g}", f"{own['gpairs_per_second']:.3g}"]
+    return [own["engine"], *rates, gather, format_bytes(own["peak_bytes"])]
+
+
+def _time_of(group: dict[str, Row], peer: str, beside: dict[str, float]) -> str:
+    """A contender's time in one case, if it is of the kind that `beside` lists."""
+    return format_seconds(group[peer]["seconds"]) if peer in beside and peer in group else ""
+
+
+def rate_table(found: Iterable[Row]) -> str:
+    """What the machine itself reaches, and what a call costs its host."""
+    lines = []
+    for row in found:
+        if row["kind"] == "host":
+            lines.append(
+                [f"`{row['case']}`", f"{row['seconds'] * 1e6:.3g} us", "of the host, to queue one call"]
+            )
+        elif row["kind"] in {"rate", "gather"} and on_gpu(row):
+            what = {"product": "matrix product", "copy": "copy, read and written"}.get(
+                row.get("what", ""), "random rows read"
+            )
+            lines.append([f"`{row['case']}`", format_rate(row), what])
+    return markdown_table(["case", "measured", "what"], lines) if lines else ""
 
 
 def lost_lines(found: Iterable[Row]) -> list[str]:
@@ -146,10 +185,13 @@ def report_text(found: Sequence[Row]) -> str:
     for title, chosen in machines(found).items():
         versions = sorted({name_versions(row) for row in chosen})
         parts += [f"## {title}", "\n".join(f"- {text}" for text in versions)]
+        if any(map(on_gpu, chosen)):
+            parts.append(GPU_NOTE)
         lost = lost_lines(chosen)
         sections = [
             ("Goals", goal_table(chosen)),
             ("Where a peer is faster", "\n".join(lost) if lost else "Nowhere in these rows."),
+            ("The machine", rate_table(chosen)),
             ("Attention", attention_table(chosen)),
             ("Building patterns", build_table(chosen)),
             ("Processes", process_table(chosen)),
@@ -175,7 +217,7 @@ def readme_block(found: Sequence[Row]) -> str:
     """What stands between the two marks in ``README.md``."""
     parts = [NO_ROWS] if not found else []
     for title, chosen in machines(found).items():
-        goals = [row for row in chosen if row["case"].startswith(("target/", "cold/"))]
+        goals = [row for row in chosen if row["case"].startswith(("target/", "cold/", "gpu/", "tile/"))]
         lost = lost_lines(chosen)
         parts += [
             f"On {title} (rows: `benchmarks/data/`, all tables: `reports/performance.md`):",
@@ -191,28 +233,32 @@ def with_block(text: str, block: str) -> str:
     return text[:begin] + block + text[end:]
 
 
-def figures_for(found: Sequence[Row]) -> list[str]:
-    """Names of the figures that the rows are enough for."""
-    kinds = {row["kind"] for row in found if row["status"] == "measured"}
-    beside = any(row.get("speedup") for row in found)
-    dense = any("speedup_dense" in row for row in found)
-    return [
-        name
-        for name, enough in (("peers", beside), ("density", dense), ("building", "build" in kinds))
-        if enough
-    ]
+def figures_for(found: Sequence[Row]) -> dict[str, tuple[str, list[Row]]]:
+    """By the name of its file, the kind of a figure and its rows.
+
+    Of several processors, and of several GPUs, the one with most rows is drawn.
+    """
+    figures: dict[str, tuple[str, list[Row]]] = {}
+    for prefix, gpu in (("", False), ("gpu_", True)):
+        chosen = max(machines(row for row in found if on_gpu(row) == gpu).values(), key=len, default=[])
+        enough = {
+            "peers": any(row.get("speedup") for row in chosen),
+            "density": any("speedup_dense" in row for row in chosen),
+            "building": any(row["kind"] == "build" for row in chosen),
+        }
+        figures |= {prefix + kind: (kind, chosen) for kind, drawn in enough.items() if drawn}
+    return figures
 
 
 def draw_figures(found: Sequence[Row]) -> list[Path]:
-    """The gallery, and the figures of the published rows: of several machines, the one with most rows."""
+    """The gallery, and the figures of the published rows."""
     from reports import drawing
 
     drawn = [drawing.save(drawing.gallery(), FIGURES / "patterns.png")]
-    if not found:
-        return drawn
-    chosen = max(machines(found).values(), key=len)
     draw = {"peers": drawing.peers, "density": drawing.density, "building": drawing.building}
-    return drawn + [drawing.save(draw[name](chosen), FIGURES / f"{name}.png") for name in figures_for(found)]
+    for name, (kind, chosen) in figures_for(found).items():
+        drawn.append(drawing.save(draw[kind](chosen), FIGURES / f"{name}.png"))
+    return drawn
 
 
 def draw_run(found: Sequence[Row]) -> Path | None:

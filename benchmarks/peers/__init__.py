@@ -12,13 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy.typing as npt
+from ..workload import Array, Workload
 
-from ..workload import Workload
-
-__all__ = ["PEERS", "Contender", "Prepared", "load_peer"]
-
-Array = npt.NDArray[Any]
+__all__ = ["GPU_PEERS", "PEERS", "Array", "Contender", "Prepared", "load_peer"]
 
 
 @dataclass(eq=False)
@@ -32,26 +28,34 @@ class Prepared:
     backward : callable
         ``backward(dout) -> (dq, dk, dv)``; the forward pass that it needs has been run already. None
         only where the result is not checked.
+    training : callable, optional
+        ``training(dout) -> (out, dq, dk, dv)``, both passes; on a GPU only.
     setup : dict
-        Seconds that were spent before the first timed call, by what they were spent on.
+        Seconds that were spent before the first timed call, by what they were spent on, and what was chosen.
     flops : int, optional
         Operations of one run, where they are not those of the workload.
     checked : bool
-        False for what computes no attention (the machine's own matrix product).
+        False for what does not compute the case's attention: the machine's own rates, or all pairs.
+    computes : str
+        What a contender computes that is not checked.
+    engine : str
+        Which of our engines runs.
     """
 
-    forward: Callable[[], Array]
-    backward: Callable[[Array], tuple[Array, Array, Array]] | None = None
-    setup: dict[str, float] = field(default_factory=dict)
+    forward: Callable[[], Any]
+    backward: Callable[[Any], tuple[Any, Any, Any]] | None = None
+    training: Callable[[Any], tuple[Any, Any, Any, Any]] | None = None
+    setup: dict[str, Any] = field(default_factory=dict)
     flops: int | None = None
     checked: bool = True
+    computes: str = ""
+    engine: str = ""
 
     def runner(self, workload: Workload) -> Callable[[], object]:
         """What is timed."""
-        backward, dout = self.backward, workload.dout
-        if workload.direction == "forward" or backward is None:
-            return self.forward
-        return lambda: backward(dout)
+        passes = {"forward": None, "backward": self.backward, "training": self.training}
+        chosen, dout = passes[workload.direction], workload.dout
+        return self.forward if chosen is None else lambda: chosen(dout)
 
 
 class Contender(Protocol):
@@ -74,17 +78,31 @@ class Contender(Protocol):
         """Convert, compile and warm up."""
 
 
-#: name -> module of this package; each has a class ``Peer``.
-PEERS = {
+#: name -> module of this package, whose class is ``Peer`` unless it is named behind a colon.
+HOST_PEERS = {
     "torch_flex": "torch_flex",
     "torch_sdpa": "torch_sdpa",
     "scipy_unfused": "scipy_unfused",
     "numpy_dense": "numpy_dense",
     "numpy_sgemm": "numpy_sgemm",
 }
+#: The same for peers that run on a GPU.
+GPU_PEERS = {
+    "sdpa_cudnn": "gpu_sdpa:Cudnn",
+    "sdpa_flash": "gpu_sdpa:Flash",
+    "sdpa_efficient": "gpu_sdpa:Efficient",
+    "flex_cuda": "gpu_flex",
+    "torch_unfused": "gpu_unfused",
+    "flashinfer": "gpu_flashinfer",
+    "pyg": "gpu_graph:Pyg",
+    "dgl": "gpu_graph:Dgl",
+    "gather_only": "gpu_gather",
+}
+PEERS = HOST_PEERS | GPU_PEERS
 
 
 def load_peer(name: str) -> Contender:
     """The adapter of that name."""
-    peer: Contender = importlib.import_module(f".{PEERS[name]}", __name__).Peer()
+    module, _, kind = PEERS[name].partition(":")
+    peer: Contender = getattr(importlib.import_module(f".{module}", __name__), kind or "Peer")()
     return peer

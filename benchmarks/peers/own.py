@@ -5,91 +5,113 @@ from __future__ import annotations
 import importlib
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn.formats.work import Request, Structure
 
-from ..cases import PatternSpec
+from ..kinds import PatternSpec
 from ..workload import Workload
 from . import Array, Prepared
 
-__all__ = ["Own", "OwnDense", "OwnPath"]
+__all__ = ["DENSE", "Own", "OwnBeside", "OwnPath", "own_dense"]
+
+#: What the dense pattern is called beside a case's own.
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
 class Own:
-    """An engine by its name; "auto" is whatever the planner chooses."""
+    """An engine by its name, on a device; "auto" is whatever the planner chooses.
+
+    On a GPU the planner chooses by the call, so there the name of "auto" is ``cuda-auto`` and the engine
+    stands in the row beside it.
+    """
 
     engine: str = "auto"
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
         """The engine that will answer."""
         if self.engine != "auto":
             return self.engine
+        if self.device == "cuda":
+            return "cuda-auto"
         return nsa.plan(nsa.patterns.full(1), heads=1, head_dim=1).engine
 
     def why_absent(self) -> str:
         """The planner's refusal of an engine that this version or this machine lacks."""
         try:
-            nsa.plan(nsa.patterns.full(1), heads=1, head_dim=1, engine=self.engine)
+            nsa.plan(nsa.patterns.full(1), heads=1, head_dim=1, engine=self.engine, device=self.device)
         except nsa.EngineError as error:
             return str(error)
         return ""
 
     def why_not(self, workload: Workload) -> str:
-        """The planner's refusal of this workload."""
-        try:
-            self._plan(workload)
-        except nsa.EngineError as error:
-            return str(error)
+        """The planner refuses while it plans, which is in :meth:`prepare` and not done twice."""
         return ""
 
     def version(self) -> dict[str, str]:
         """Ours; the packages below us are in every row."""
         return {"numba_sparse_attn": nsa.__version__}
 
-    def _plan(self, workload: Workload) -> nsa.Plan:
+    def plan(self, workload: Workload) -> nsa.Plan:
+        """The plan of a workload."""
         return nsa.plan(
             workload.pattern,
             heads=workload.heads,
             kv_heads=workload.kv_heads,
             head_dim=workload.head_dim,
             value_dim=workload.value_dim,
-            dtype=workload.q.dtype,
+            dtype=workload.dtype,
             scale=workload.scale,
             engine=self.engine,
+            device=self.device,
         )
 
     def prepare(self, workload: Workload) -> Prepared:
         """Plan from a pattern that has computed nothing, then one call."""
         start = time.perf_counter()
-        plan = self._plan(replace(workload, pattern=workload.spec.build()))
+        plan = self.plan(replace(workload, pattern=workload.spec.build()))
         planned = time.perf_counter()
         q, k, v = workload.q, workload.k, workload.v
         out, lse = plan(q, k, v, return_lse=True)
-        if workload.direction == "backward":
+        if workload.direction != "forward":
             plan.backward(workload.dout, q, k, v, out, lse)
+        workload.place.synchronize()
         called = time.perf_counter()
+
+        def training(dout: Any) -> tuple[Any, Any, Any, Any]:
+            fresh_out, fresh_lse = plan(q, k, v, return_lse=True)
+            return (fresh_out, *plan.backward(dout, q, k, v, fresh_out, fresh_lse))
+
         return Prepared(
             forward=lambda: plan(q, k, v),
             backward=lambda dout: plan.backward(dout, q, k, v, out, lse),
+            training=training,
             setup={"plan_seconds": planned - start, "first_call_seconds": called - planned},
+            engine=plan.engine,
         )
 
 
 @dataclass(frozen=True)
-class OwnDense:
-    """The same engine with nothing masked: what sparsity is measured against."""
+class OwnBeside:
+    """The same engine on another pattern of the same shape: what the case is measured against.
+
+    Its result is not the case's, so it is not checked here.
+    """
 
     own: Own
+    label: str
+    spec: PatternSpec
 
     @property
     def name(self) -> str:
         """The engine's name, marked."""
-        return f"{self.own.name}-dense"
+        return f"{self.own.name}-{self.label}"
 
     def why_absent(self) -> str:
         """As for the engine."""
@@ -97,22 +119,25 @@ class OwnDense:
 
     def why_not(self, workload: Workload) -> str:
         """As for the engine."""
-        return self.own.why_not(self._dense(workload))
+        return self.own.why_not(self._workload(workload))
 
     def version(self) -> dict[str, str]:
         """As for the engine."""
         return self.own.version()
 
     def prepare(self, workload: Workload) -> Prepared:
-        """The engine on the full pattern. Its rate counts all pairs; its result is not the case's."""
-        dense = self._dense(workload)
-        return replace(self.own.prepare(dense), flops=dense.flops, checked=False)
+        """The engine on that pattern; its rate counts that pattern's pairs."""
+        other = self._workload(workload)
+        return replace(self.own.prepare(other), flops=other.flops, checked=False, computes=self.spec.label)
 
-    @staticmethod
-    def _dense(workload: Workload) -> Workload:
-        n_q, n_k = workload.pattern.shape
-        spec = PatternSpec("full", {"n": n_q, "n_keys": n_k})
-        return replace(workload, spec=spec, pattern=spec.build())
+    def _workload(self, workload: Workload) -> Workload:
+        return replace(workload, spec=self.spec, pattern=self.spec.build())
+
+
+def own_dense(own: Own, spec: PatternSpec) -> OwnBeside:
+    """The engine with nothing masked: what sparsity is measured against."""
+    n_q, n_k = spec.build().shape
+    return OwnBeside(own, DENSE, PatternSpec("full", {"n": n_q, "n_keys": n_k}))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""PyTorch's FlexAttention, compiled for the CPU. Forward only: it has no CPU backward.
-
-The pattern is given the way its users would: as arithmetic where a pattern has a formula, as a small
-table of blocks for block patterns, and as a lookup in the dense mask for everything else.
-"""
+"""PyTorch's FlexAttention, compiled for the CPU. Forward only: it has no CPU backward."""
 
 from __future__ import annotations
 
@@ -10,10 +6,12 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+
+import numba_sparse_attn as nsa
 
 from ..workload import Workload
 from . import Array, Prepared
+from .flex_masks import arithmetic_mask, lookup_mask
 from .torch_arrays import from_torch, start_torch, to_torch, torch_absent, torch_version
 
 __all__ = ["Peer"]
@@ -21,34 +19,6 @@ __all__ = ["Peer"]
 LONGEST = 16_384
 #: On CPUs the default of 128 is seldom the best: smaller blocks follow a pattern more closely.
 BLOCK_SIZES = (64, 128)
-
-#: mask_mod(batch, head, query, key) -> bool tensor
-MaskMod = Callable[[Any, Any, Any, Any], Any]
-
-
-def _mask_mod(workload: Workload) -> MaskMod:
-    """The pattern as FlexAttention's kind of function."""
-    import torch
-
-    arguments = workload.spec.arguments
-    function = workload.spec.function
-    if function == "sliding_window" and not arguments.get("causal"):
-        window = arguments["window"]
-        return lambda b, h, i, j: (i - j).abs() <= window
-    if function == "causal" and len(arguments) == 1:
-        return lambda b, h, i, j: i >= j
-    if function == "document_qa" and arguments.get("boundaries") is None:
-        question, window = arguments["question"], arguments["window"]
-        return lambda b, h, i, j: (i < question) | (j < question) | ((i - j).abs() <= window)
-    masks = torch.from_numpy(workload.masks)
-    if function in {"bigbird", "random_blocks"}:
-        block = arguments["block"]
-        table = masks[0, ::block, ::block].contiguous()
-        return lambda b, h, i, j: table[i // block, j // block]
-    if len(masks) == 1:
-        mask = masks[0]
-        return lambda b, h, i, j: mask[i, j]
-    return lambda b, h, i, j: masks[h, i, j]
 
 
 class Peer:
@@ -87,8 +57,9 @@ class Peer:
 
         inductor.force_disable_caches = True  # compilation is measured, not a look-up of an earlier run's
         n_q, n_k = workload.pattern.shape
-        heads = None if len(workload.masks) == 1 else workload.heads
-        mask_mod = _mask_mod(workload)
+        heads = None if isinstance(workload.pattern, nsa.Pattern) else workload.heads
+        device = torch.device("cpu")
+        mask_mod = arithmetic_mask(workload, device) or lookup_mask(workload, device)
         start = time.perf_counter()
         block_mask = create_block_mask(mask_mod, None, heads, n_q, n_k, device="cpu", BLOCK_SIZE=block_size)
         made = time.perf_counter()

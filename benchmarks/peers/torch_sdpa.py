@@ -63,4 +63,5 @@ class Peer:
             return dq, dk, dv
 
         backward(workload.dout)
-        return Prepared(forward, backward, setup | {"first_call_seconds": time.perf_counter() - made})
+        setup["first_call_seconds"] = time.perf_counter() - made
+        return Prepared(forward, backward, setup=setup)

@@ -8,13 +8,13 @@ from dataclasses import asdict
 import pytest
 
 import numba_sparse_attn as nsa
-from benchmarks import cases
+from benchmarks import cases, graphs, kinds
 from benchmarks.peers import PEERS, load_peer
-from benchmarks.workload import make_workload
+from benchmarks.workload import Host, make_workload
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 ALL = [*cases.all_cases(), *cases.tiny_cases()]
-NAMED = [case for case in ALL if not isinstance(case, cases.RateCase)]
+NAMED = [case for case in ALL if not isinstance(case, kinds.RateCase)]
 
 
 def test_names_are_unique_and_have_a_table() -> None:
@@ -24,15 +24,15 @@ def test_names_are_unique_and_have_a_table() -> None:
 
 
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
-def test_patterns_exist_and_cross_process_borders(case: cases.AttentionCase | cases.BuildCase) -> None:
-    spec = cases.PatternSpec(**asdict(case.spec))
+def test_patterns_exist_and_cross_process_borders(case: kinds.AttentionCase | kinds.BuildCase) -> None:
+    spec = kinds.PatternSpec(**asdict(case.spec))
     if not case.name.startswith("catalogue/"):
         json.dumps(asdict(spec))
-    if spec.function == "arbitrary_csr":
+    if spec.function in graphs.GRAPHS:
         return
     made = spec.build()
     assert min(made.shape) > 0
-    if isinstance(made, nsa.HeadPatterns) and not isinstance(case, cases.BuildCase):
+    if isinstance(made, nsa.HeadPatterns) and not isinstance(case, kinds.BuildCase):
         assert len(made) == case.heads
 
 
@@ -50,7 +50,7 @@ def test_peers_are_known_and_named_as_listed() -> None:
 
 
 def test_arbitrary_csr_is_canonical() -> None:
-    csr = cases.arbitrary_csr(64, 5, 0).rows()
+    csr = graphs.arbitrary_csr(64, 5, 0).rows()
     assert csr.nnz == 320
     for row in range(64):
         keys = csr.indices[csr.indptr[row] : csr.indptr[row + 1]]
@@ -80,8 +80,8 @@ def test_goals_are_not_loosened(name: str, goals: list[str]) -> None:
 @pytest.mark.parametrize("function", ["sliding_window", "bigbird"])
 def test_rows_of_a_mask_are_those_of_the_whole(function: str) -> None:
     arguments = CATALOGUE[function].scaled(600)
-    case = cases.AttentionCase("rows", cases.PatternSpec(function, arguments), head_dim=4)
-    workload = make_workload(case, 0)
+    case = kinds.AttentionCase("rows", kinds.PatternSpec(function, arguments), head_dim=4)
+    workload = make_workload(case, 0, Host())
     ranges = [(0, 64), (300, 364), (536, 600)]
     whole = workload.masks[0]
     picked = workload.mask_rows(2, ranges)

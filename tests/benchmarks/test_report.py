@@ -46,6 +46,56 @@ ROWS = [
 ]
 
 
+DEVICE = {"name": "Imagined GPU", "driver": "1.2.3", "clocks": "not locked"}
+
+
+def on_gpu(case: str, contender: str, seconds: float, **more: Any) -> rows.Row:
+    memory = {"peak_bytes": 2_000_000, "host_seconds": seconds / 10, "gpairs_per_second": 16.0}
+    return attention(case, contender, seconds, device=DEVICE, **memory, **more)
+
+
+GPU_ROWS = [
+    on_gpu(
+        "gpu/a",
+        "cuda-warp",
+        0.002,
+        engine="cuda-warp",
+        speedup={"flex_cuda": 3.0},
+        speedup_all_pairs={"sdpa_cudnn": 0.5},
+        speedup_dense=5.0,
+        share_of_gather=0.89,
+        goals=[{"goal": "share_of_gather >= 0.6", "value": 0.89, "met": True}],
+    ),
+    on_gpu("gpu/a", "flex_cuda", 0.006),
+    on_gpu("gpu/a", "sdpa_cudnn", 0.001, checked=False, computes="all pairs"),
+    {
+        **SHARED,
+        "kind": "host",
+        "case": "gpu/host",
+        "contender": "cuda-warp",
+        "device": DEVICE,
+        "seconds": 4e-6,
+    },
+    {
+        **SHARED,
+        "kind": "rate",
+        "what": "product",
+        "case": "gpu/product",
+        "contender": "torch_product",
+        "device": DEVICE,
+        "gflops": 7.5e5,
+    },
+    {
+        **SHARED,
+        "kind": "gather",
+        "case": "gpu/gather",
+        "contender": "gather_only",
+        "device": DEVICE,
+        "gbytes_per_second": 9282.0,
+    },
+]
+
+
 def test_published_pages_follow_the_published_rows() -> None:
     assert make_report.main(["--check"]) == 0
 
@@ -56,6 +106,19 @@ def test_a_faster_peer_and_a_missed_goal_are_said_plainly() -> None:
         assert "**missed**" in text
         assert "target/b`: torch_flex is" not in text
         assert "Model X, 2 threads" in text
+
+
+def test_a_gpu_has_a_section_of_its_own() -> None:
+    text = make_report.report_text([*ROWS, *GPU_ROWS])
+    host, device = text.split("## Imagined GPU, driver 1.2.3, clocks not locked")
+    assert "gpu/a" not in host and "target/a" not in device
+    assert make_report.GPU_NOTE in device and "GFLOP/s |" not in device
+    assert "| `gpu/a` | 10.0% | 2 ms | cuda-warp | 0.5 | 16 | 89% | 2 MB | 5.00x | 6 ms | 1 ms |" in device
+    assert "flex_cuda | sdpa_cudnn, all pairs |" in device
+    for line in ("`gpu/product` | 750 TFLOP/s", "`gpu/gather` | 9282 GB/s", "`gpu/host` | 4 us"):
+        assert line in device
+    assert "Nowhere in these rows." in device, "all pairs are not the case"
+    assert "share_of_gather >= 0.6" in make_report.readme_block(GPU_ROWS)
 
 
 def test_the_last_row_for_the_same_thing_counts() -> None:
@@ -75,6 +138,8 @@ def test_figures_are_drawn_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(make_report, "FIGURES", tmp_path)
     drawn = make_report.draw_figures(ROWS)
     assert {path.name for path in drawn} == {"patterns.png", "peers.png", "density.png", "building.png"}
+    drawn = make_report.draw_figures([*ROWS, *GPU_ROWS])
+    assert {path.name for path in drawn} >= {"peers.png", "gpu_peers.png", "gpu_density.png"}
     local = make_report.draw_run(ROWS)
     assert local is not None and local.stat().st_size > 5_000
     assert make_report.draw_run([ROWS[1]]) is None
@@ -99,6 +164,13 @@ def test_compare_marks_what_moved_beyond_the_noise(
     assert lines["a"].endswith("faster") and lines["c"].endswith("slower")
     assert not lines["b"].endswith(("faster", "slower"))
     assert compare.main([str(old), str(new), "--fail-on-slower"]) == 1
+
+
+def test_compare_keeps_processors_and_gpus_apart() -> None:
+    host, device = attention("a", "torch", 1.0), on_gpu("a", "torch", 0.1)
+    assert len(compare.by_key([host, device])) == 2
+    table, slower = compare.compare([host, device], [host, on_gpu("a", "torch", 0.2)])
+    assert slower == 1 and table.count("only in") == 0
 
 
 def test_compare_knows_commits_and_says_what_it_cannot_find(

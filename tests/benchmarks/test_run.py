@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, measure, rows, run, runner, tables
+from benchmarks import cases, kinds, measure, rows, run, runner, tables
 from benchmarks.peers import Prepared
 from benchmarks.peers.numpy_dense import Peer as NumpyDense
 from benchmarks.progress import Progress
 
-SMALL = cases.AttentionCase(
-    "small", cases.PatternSpec("sliding_window", {"n": 96, "window": 7}), head_dim=16, dense=False
+#: On a machine with a GPU this is still the host's part; tests/benchmarks/test_gpu.py has the other.
+TINY = ("--tiny", "--device", "cpu", "--no-figures")
+
+SMALL = kinds.AttentionCase(
+    "small", kinds.PatternSpec("sliding_window", {"n": 96, "window": 7}), head_dim=16, dense=False
 )
 
 
@@ -28,11 +31,13 @@ def rows_of(path: Path) -> list[rows.Row]:
 
 def test_the_whole_suite_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
-    assert run.main(["--tiny", "--json", str(path), "--seconds", "0.02", "--no-figures"]) == 0
+    assert (
+        run.main(["--tiny", "--device", "cpu", "--json", str(path), "--seconds", "0.02", "--no-figures"]) == 0
+    )
     found = rows_of(path)
     assert {row["status"] for row in found} == {"measured"}
     assert {row["kind"] for row in found} == {"rate", "attention", "build", "memory", "cold"}
-    assert {row["case"] for row in found} == {case.name for case in cases.tiny_cases()}
+    assert {row["case"] for row in found} == {case.name for case in cases.TINY}
     printed = capsys.readouterr().out
     for row in found:
         assert row["case"] in printed
@@ -63,7 +68,9 @@ def test_a_wrong_result_is_reported_and_not_timed(
     monkeypatch.setattr(NumpyDense, "prepare", off_by_a_little)
     monkeypatch.setattr(cases, "TINY", (replace(SMALL, peers=("numpy_dense",)),))
     path = tmp_path / "rows.jsonl"
-    assert run.main(["--tiny", "--json", str(path), "--seconds", "0.01", "--no-figures"]) == 1
+    assert (
+        run.main(["--tiny", "--device", "cpu", "--json", str(path), "--seconds", "0.01", "--no-figures"]) == 1
+    )
     wrong = next(row for row in rows_of(path) if row["contender"] == "numpy_dense")
     assert wrong["status"] == "wrong" and "seconds" not in wrong and "error" in wrong["reason"]
     assert "wrong: out:" in capsys.readouterr().out
@@ -83,12 +90,12 @@ def test_a_contender_that_breaks_does_not_end_the_run(monkeypatch: pytest.Monkey
 
 def test_a_gradient_off_in_one_row_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gate import Gate
-    from benchmarks.workload import make_workload
+    from benchmarks.workload import Host, make_workload
 
-    case = cases.AttentionCase(
-        "long", cases.PatternSpec("sliding_window", {"n": 700, "window": 9}), head_dim=8, direction="backward"
+    case = kinds.AttentionCase(
+        "long", kinds.PatternSpec("sliding_window", {"n": 700, "window": 9}), head_dim=8, direction="backward"
     )
-    workload = make_workload(case, 0)
+    workload = make_workload(case, 0, Host())
     prepared = NumpyDense().prepare(workload)
     backward = prepared.backward
     assert backward is not None
@@ -111,10 +118,10 @@ def test_a_gradient_off_in_one_row_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_peers_without_a_package_of_their_own_pass_the_gate(peer: str, direction: str, dtype: str) -> None:
     """Grouped heads and rows without keys included: a peer must not lose by a mistake of ours."""
-    spec = cases.PatternSpec("global_tokens", {"n": 64, "tokens": [3, 20]})
+    spec = kinds.PatternSpec("global_tokens", {"n": 64, "tokens": [3, 20]})
     if peer == "scipy_unfused":
-        spec = cases.PatternSpec("full", {"n": 40, "n_keys": 24})
-    case = cases.AttentionCase(
+        spec = kinds.PatternSpec("full", {"n": 40, "n_keys": 24})
+    case = kinds.AttentionCase(
         "peer", spec, 4, 2, 8, dtype=dtype, direction=direction, dense=False, peers=(peer,)
     )
     field = runner.Field.here("reference")
@@ -143,14 +150,17 @@ def test_ctrl_c_keeps_what_was_measured(
 ) -> None:
     original = runner.run_case
 
-    def interrupted(case: cases.Case, *rest: Any) -> list[rows.Row]:
+    def interrupted(case: kinds.Case, *rest: Any) -> list[rows.Row]:
         if case.name == "tiny/forward":
             raise KeyboardInterrupt
         return original(case, *rest)
 
     monkeypatch.setattr(runner, "run_case", interrupted)
     path = tmp_path / "rows.jsonl"
-    assert run.main(["--tiny", "--json", str(path), "--seconds", "0.01", "--no-figures"]) == 130
+    assert (
+        run.main(["--tiny", "--device", "cpu", "--json", str(path), "--seconds", "0.01", "--no-figures"])
+        == 130
+    )
     assert [row["case"] for row in rows_of(path)] == ["tiny/sgemm"]
     captured = capsys.readouterr()
     assert "tiny/sgemm" in captured.out and "1 rows are kept" in captured.err

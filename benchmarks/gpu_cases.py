@@ -1,0 +1,269 @@
+"""What is measured on a GPU: named cases, as data. They are skipped, with the reason, where there is none.
+
+``gpu/`` is the warp engine, one warp a query, at graphs and at what else fits no tile; ``tile/`` is for
+whichever engine the planner chooses where tiles are dense. Goals are those that the project has set itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from numba_sparse_attn.patterns.catalogue import CATALOGUE
+
+from .kinds import AttentionCase, Case, GatherCase, Goal, HostCase, MemoryCase, PatternSpec, RateCase
+
+__all__ = ["DENSE_PEERS", "GRAPH_PEERS", "catalogue", "gpu_cases", "gpu_quick_cases", "tile_cases"]
+
+GIB = 1 << 30
+UNFUSED = "torch_unfused"
+
+
+def _spec(function: str, **arguments: Any) -> PatternSpec:
+    return PatternSpec(function, arguments)
+
+
+def _gpu(name: str, spec: PatternSpec, heads: int, dtype: str = "float16", **more: Any) -> AttentionCase:
+    """A case with as many key heads as query heads, and no dense mode unless asked for."""
+    settings = {"dense": False, "device": "gpu", **more}
+    return AttentionCase(name, spec, heads, heads, dtype=dtype, **settings)
+
+
+# The machine ---------------------------------------------------------------------------------------------
+
+RANDOM_GRAPH = _spec("arbitrary_csr", n=65_536, per_row=64, seed=0)
+
+RATES: tuple[Case, ...] = (
+    RateCase("gpu/copy", 8 * GIB, "copy", device="gpu"),
+    RateCase("gpu/product_float16", 8192, dtype="float16", device="gpu"),
+    RateCase("gpu/product_bfloat16", 8192, dtype="bfloat16", device="gpu"),
+    GatherCase("gpu/gather_256_bytes", RANDOM_GRAPH),
+    GatherCase("gpu/gather_128_bytes", RANDOM_GRAPH, dtype="float16"),
+)
+
+# Graphs --------------------------------------------------------------------------------------------------
+
+#: They store or gather every pair.
+GRAPH_PEERS = (UNFUSED, "pyg", "dgl")
+_OVER_FLEX = Goal("speedup", 1.0, at_least=True, over="flex_cuda")
+
+
+def _over_unfused(ratio: float) -> Goal:
+    return Goal("speedup", ratio, at_least=True, over=UNFUSED)
+
+
+def _random_graph() -> Iterator[AttentionCase]:
+    for dtype in ("float32", "float16"):
+        for direction in ("forward", "backward", "training"):
+            goals: tuple[Goal, ...] = (_OVER_FLEX,)
+            peers: tuple[str, ...] = (*GRAPH_PEERS, "flex_cuda")
+            if direction == "forward":
+                goals = (Goal("share_of_gather", 0.60, at_least=True), _over_unfused(4.0), _OVER_FLEX)
+                peers = ("gather_only", *peers, "flashinfer")
+            elif direction == "training":
+                goals = (_over_unfused(4.0), _OVER_FLEX)
+            yield _gpu(
+                f"gpu/random_graph_{dtype}_{direction}",
+                RANDOM_GRAPH,
+                8,
+                dtype,
+                direction=direction,
+                peers=peers,
+                goals=goals,
+                engine="cuda-warp",
+            )
+
+
+def _power_law() -> Iterator[AttentionCase]:
+    n, average = 262_144, 20
+    regular = _spec("arbitrary_csr", n=n, per_row=average, seed=0)
+    hubs = _spec("power_law_graph", n=n, average=average, exponent=2.1, seed=0)
+    for direction in ("forward", "training"):
+        yield _gpu(
+            f"gpu/power_law_{direction}",
+            hubs,
+            8,
+            direction=direction,
+            beside=(("regular", regular),),
+            peers=GRAPH_PEERS,
+            goals=(Goal("slowdown", 1.3, over="regular"),),
+            engine="cuda-warp",
+        )
+
+
+def _mesh() -> Iterator[AttentionCase]:
+    """A vertex of a 2-D mesh and its eight neighbors."""
+    mesh = _spec("neighborhood", shape=(256, 256), kernel=3)
+    for direction in ("forward", "backward"):
+        yield _gpu(
+            f"gpu/mesh_{direction}", mesh, 8, direction=direction, peers=(UNFUSED,), engine="cuda-warp"
+        )
+
+
+# Windows, memory, host -----------------------------------------------------------------------------------
+
+
+def _windows() -> Iterator[AttentionCase]:
+    """Against our own full attention on the same engine."""
+    for n, ratio in ((512, 1.7), (1024, 2.5), (2048, 3.2)):
+        for heads in (1, 16):
+            yield _gpu(
+                f"gpu/window_{n}_{heads}_heads",
+                _spec("sliding_window", n=n, window=128),
+                heads,
+                dense=True,
+                goals=(Goal("speedup_dense", ratio, at_least=True),),
+                engine="cuda-warp",
+            )
+
+
+LONG_WINDOW = _spec("sliding_window", n=65_536, window=256)
+#: In units of results and pattern, whose size is O(n d) and O(n window): a constant, whatever the length.
+MEMORY: tuple[Case, ...] = tuple(
+    MemoryCase(
+        f"gpu/memory_window_65536_{direction}",
+        LONG_WINDOW,
+        direction,
+        dtype="float16",
+        goals=(Goal("peak_over_results", 3.0),),
+        device="gpu",
+        engine="cuda-warp",
+    )
+    for direction in ("forward", "backward")
+)
+
+_TINY = _spec("sliding_window", n=256, window=8)
+#: Seconds that the host may take to queue a call.
+HOST: tuple[Case, ...] = (
+    HostCase("gpu/host_launch", "launch", _TINY, goals=(Goal("seconds", 10e-6),)),
+    HostCase("gpu/host_forward", "forward", _TINY, goals=(Goal("seconds", 25e-6),), engine="cuda-warp"),
+    HostCase("gpu/host_forward_out", "forward_out", _TINY, engine="cuda-warp"),
+    HostCase("gpu/host_backward", "backward", _TINY, engine="cuda-warp"),
+)
+
+
+def catalogue(table: str, device: str) -> Iterator[AttentionCase]:
+    """Every named pattern at about 4096 tokens in its usual setting; a new pattern is here by itself."""
+    for name, entry in CATALOGUE.items():
+        heads = entry.heads or 4
+        spec = PatternSpec(name, entry.scaled(4096))
+        for direction in ("forward", "backward"):
+            case = AttentionCase(f"{table}/{name}_{direction}", spec, heads, heads, direction=direction)
+            yield replace(case, device="gpu", dtype="float16") if device == "gpu" else case
+
+
+# Tiles ---------------------------------------------------------------------------------------------------
+
+LONGEST_DENSE = 8192
+DENSE_PEERS = ("sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
+TILE_PEERS = ("flex_cuda", "sdpa_cudnn", "flashinfer")
+
+
+def _tiles() -> Iterator[AttentionCase]:
+    """Sizes that fill the chip: what would be a batch is more heads."""
+    for dtype in ("float16", "bfloat16"):
+        for head_dim in (64, 128, 256):
+            for n, heads in ((4096, 64), (16_384, 16)):
+                name = f"tile/dense_{n}_d{head_dim}_{dtype}"
+                yield from _both(name, _spec("full", n=n), heads, DENSE_PEERS, dtype, head_dim)
+    for share, n, per_row, heads in (("50", 4096, 16, 64), ("25", 8192, 16, 32), ("10", 16_384, 13, 16)):
+        spec = _spec("random_blocks", n=n, block=128, per_row=per_row, seed=0)
+        yield from _both(f"tile/blocks_{share}_percent_{n}", spec, heads)
+    yield from _both("tile/causal_16384", _spec("causal", n=16_384), 16, (*DENSE_PEERS, "flex_cuda"))
+    yield from _both("tile/window_256_16384", _spec("sliding_window", n=16_384, window=256), 16)
+    causal_window = _spec("sliding_window", n=32_768, window=1024, causal=True)
+    yield from _both("tile/causal_window_1024_32768", causal_window, 16)
+    yield from _both("tile/documents_16384", _spec("documents", lengths=[1024] * 16, causal=True), 16)
+    for name, spec in (
+        ("longformer", _spec("longformer", n=4096, window=256, tokens=[0, 1, 2, 3])),
+        (
+            "bigbird",
+            _spec("bigbird", n=4096, block=64, window_blocks=1, global_blocks=2, random_blocks=3, seed=0),
+        ),
+        ("dilated_window", _spec("dilated_window", n=4096, window=64, dilation=4)),
+        ("document_qa", _spec("document_qa", n=4096, question=64, window=256)),
+    ):
+        yield from _both(f"tile/{name}_4096", spec, 64)
+    for n, ratio in ((512, 1.7), (1024, 2.5), (2048, 3.2)):
+        yield _gpu(
+            f"tile/window_128_{n}",
+            _spec("sliding_window", n=n, window=128),
+            16,
+            dense=True,
+            peers=TILE_PEERS,
+            goals=(Goal("speedup_dense", ratio, at_least=True),),
+        )
+    for n in (65_536, 1_048_576):
+        spec = _spec("longformer", n=n, window=256, tokens=[0, 1, 2, 3])
+        yield _gpu(f"tile/long_{n}", spec, 8, head_dim=128)
+
+
+def _both(
+    name: str,
+    spec: PatternSpec,
+    heads: int,
+    peers: tuple[str, ...] = TILE_PEERS,
+    dtype: str = "float16",
+    head_dim: int = 128,
+) -> Iterator[AttentionCase]:
+    """Forward and backward; beside our own dense mode where that is a matter of seconds for any engine."""
+    dense = spec.function != "full" and spec.arguments.get("n", LONGEST_DENSE + 1) <= LONGEST_DENSE
+    for direction in ("forward", "backward"):
+        yield _gpu(
+            f"{name}_{direction}",
+            spec,
+            heads,
+            dtype,
+            head_dim=head_dim,
+            direction=direction,
+            dense=dense,
+            peers=peers,
+        )
+
+
+# The lists -----------------------------------------------------------------------------------------------
+
+
+def _tour() -> Iterator[Case]:
+    """One line a pattern, in a minute."""
+    yield RateCase("gpu-quick/product", 8192, dtype="float16", device="gpu")
+    window = _spec("sliding_window", n=4096, window=256)
+    for spec in (
+        _spec("causal", n=4096),
+        window,
+        _spec("dilated_window", n=4096, window=64, dilation=4),
+        _spec("strided", n=4096, stride=64, window=64),
+        _spec("longformer", n=4096, window=256, tokens=[0, 1, 2, 3]),
+        _spec("bigbird", n=4096, block=64, window_blocks=1, global_blocks=2, random_blocks=3, seed=0),
+        _spec("document_qa", n=4096, question=64, window=256),
+        _spec("documents", lengths=[512, 1024, 256, 1280, 1024]),
+        _spec("arbitrary_csr", n=16_384, per_row=64, seed=0),
+    ):
+        dense = spec.function != "arbitrary_csr"
+        yield _gpu(f"gpu-quick/{spec.function}", spec, 8, dense=dense, peers=("sdpa_cudnn",))
+    yield _gpu("gpu-quick/sliding_window_backward", window, 8, direction="backward", dense=True)
+
+
+def gpu_quick_cases() -> list[Case]:
+    """The cases of ``--quick`` where there is a GPU."""
+    return list(_tour())
+
+
+def gpu_cases() -> list[Case]:
+    """``gpu/`` and ``gpu-catalogue/``."""
+    return [
+        *RATES,
+        *HOST,
+        *_random_graph(),
+        *_power_law(),
+        *_mesh(),
+        *_windows(),
+        *MEMORY,
+        *catalogue("gpu-catalogue", "gpu"),
+    ]
+
+
+def tile_cases() -> list[Case]:
+    """``tile/``."""
+    return list(_tiles())

@@ -1,0 +1,230 @@
+"""The kinds of measurement, as data: what a case of each kind says. The cases are in `cases.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numba_sparse_attn as nsa
+
+from .graphs import GRAPHS
+
+__all__ = [
+    "AttentionCase",
+    "BuildCase",
+    "Case",
+    "ColdStartCase",
+    "GatherCase",
+    "Goal",
+    "HostCase",
+    "MemoryCase",
+    "PatternSpec",
+    "RateCase",
+    "device_of",
+]
+
+
+@dataclass(frozen=True)
+class PatternSpec:
+    """How to make a pattern: the name of a pattern function and its arguments.
+
+    A specification crosses process borders as JSON; a pattern is built where it is measured.
+    """
+
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nsa.Pattern | nsa.HeadPatterns:
+        """A fresh pattern that has computed nothing yet."""
+        if self.function in GRAPHS:
+            graph: nsa.Pattern = GRAPHS[self.function](**self.arguments)
+            return graph
+        made: nsa.Pattern | nsa.HeadPatterns = getattr(nsa.patterns, self.function)(**self.arguments)
+        return made
+
+    @property
+    def label(self) -> str:
+        """The call as one would write it."""
+        return f"{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound that a measure of our row must keep.
+
+    The measure is a field of the row, by its name. ``speedup`` is over the time of the contender `over`,
+    ``slowdown`` over our own time on the pattern that the case calls `over`.
+    """
+
+    measure: str
+    bound: float
+    at_least: bool = False
+    over: str = ""
+
+    def met(self, value: float) -> bool:
+        """Whether `value` keeps the bound."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    @property
+    def label(self) -> str:
+        """The bound in words."""
+        over = f" over {self.over}" if self.over else ""
+        return f"{self.measure}{over} {'>=' if self.at_least else '<='} {self.bound:g}"
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One pass over one pattern at one size, ours beside peers.
+
+    Attributes
+    ----------
+    direction : "forward", "backward" or "training"
+        Training is a forward pass and its backward pass together; on a GPU only.
+    dense : bool
+        Also time our own engine on ``full(n)``, in the same turns.
+    beside : tuple of (name, PatternSpec)
+        Also time our own engine on these patterns, in the same turns.
+    paths : bool
+        Also time the tile path and the row path, whatever the planner would choose. On a CPU only.
+    peers : tuple of str
+        Names in :mod:`benchmarks.peers`.
+    device : "cpu" or "gpu"
+        Where the arrays lie.
+    engine : str
+        Our engine, unless the command line names another.
+    """
+
+    name: str
+    spec: PatternSpec
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 64
+    dtype: str = "float32"
+    direction: str = "forward"
+    dense: bool = True
+    beside: tuple[tuple[str, PatternSpec], ...] = ()
+    paths: bool = False
+    peers: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = ()
+    device: str = "cpu"
+    engine: str = "auto"
+
+
+@dataclass(frozen=True)
+class BuildCase:
+    """Pattern to tiles, both directions, in a fresh process after warm-up."""
+
+    name: str
+    spec: PatternSpec
+    goals: tuple[Goal, ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """Peak memory of planning and one call, beyond its inputs; on the CPU that of a fresh process."""
+
+    name: str
+    spec: PatternSpec
+    direction: str = "forward"
+    heads: int = 4
+    head_dim: int = 64
+    dtype: str = "float32"
+    goals: tuple[Goal, ...] = ()
+    device: str = "cpu"
+    engine: str = "auto"
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as query heads."""
+        return self.heads
+
+
+@dataclass(frozen=True)
+class ColdStartCase:
+    """Start of a process to its first result, with an empty or a filled kernel cache."""
+
+    name: str
+    spec: PatternSpec
+    warm: bool
+    repeats: int = 5
+    heads: int = 4
+    head_dim: int = 64
+    goals: tuple[Goal, ...] = ()
+
+
+@dataclass(frozen=True)
+class RateCase:
+    """The machine's own rate: a square matrix product, or on a GPU a copy of `size` bytes.
+
+    Attributes
+    ----------
+    what : "product" or "copy"
+    """
+
+    name: str
+    size: int
+    what: str = "product"
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class GatherCase:
+    """The GPU's own rate of reading random rows: keys and values of a pattern, added up, no attention."""
+
+    name: str
+    spec: PatternSpec
+    heads: int = 8
+    head_dim: int = 64
+    dtype: str = "float32"
+    device: str = "gpu"
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as query heads."""
+        return self.heads
+
+    @property
+    def direction(self) -> str:
+        """Reading is what a forward pass does."""
+        return "forward"
+
+
+@dataclass(frozen=True)
+class HostCase:
+    """Time that the host needs to queue one call on the GPU, at a size at which the GPU needs less.
+
+    Attributes
+    ----------
+    what : "launch", "forward", "forward_out" or "backward"
+        A bare kernel launch; ``plan(q, k, v)``; the same with ``out=``; ``plan.backward(...)``.
+    """
+
+    name: str
+    what: str
+    spec: PatternSpec
+    heads: int = 1
+    head_dim: int = 64
+    dtype: str = "float16"
+    goals: tuple[Goal, ...] = ()
+    device: str = "gpu"
+    engine: str = "auto"
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as query heads."""
+        return self.heads
+
+    @property
+    def direction(self) -> str:
+        """Which arrays the call needs."""
+        return "backward" if self.what == "backward" else "forward"
+
+
+Case = AttentionCase | BuildCase | MemoryCase | ColdStartCase | RateCase | GatherCase | HostCase
+
+
+def device_of(case: Case) -> str:
+    """Where a case is measured: "cpu" or "gpu"."""
+    return str(getattr(case, "device", "cpu"))

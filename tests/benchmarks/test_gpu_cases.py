@@ -1,0 +1,142 @@
+"""The cases of a GPU: graphs, goals, the gather kernel, and the masks that FlexAttention is given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import numba_sparse_attn as nsa
+from benchmarks import gather_kernel, gpu_cases, graphs, kinds
+from benchmarks.peers import flex_masks
+from benchmarks.workload import Workload, make_workload
+from numba_sparse_attn.cuda.launch import Target, compile_kernel
+
+from .fake_gpu import FakeGpu
+
+
+def workload_of(function: str, **arguments: Any) -> Workload:
+    spec = kinds.PatternSpec(function, arguments)
+    return make_workload(kinds.AttentionCase("gpu/case", spec, head_dim=8, device="gpu"), 0, FakeGpu())
+
+
+def test_a_power_law_graph_is_one() -> None:
+    pattern = graphs.power_law_graph(4000, 20, 2.1, 0)
+    csr = pattern.rows()
+    dense = pattern.toarray()
+    assert pattern.nnz == 4000 * 20 and (dense == dense.T).all() and not dense.diagonal().any()
+    degrees = np.sort(np.diff(csr.indptr))[::-1]
+    assert degrees[0] > 40 * np.median(degrees)
+    # Of ranks 10 to 1000 the degree falls as rank ** (-1 / (exponent - 1)).
+    ranks = np.arange(10, 1000)
+    slope = np.polyfit(np.log(ranks), np.log(degrees[ranks]), 1)[0]
+    assert slope == pytest.approx(-1 / 1.1, abs=0.15)
+    again = graphs.power_law_graph(4000, 20, 2.1, 0).rows()
+    assert (again.indices == csr.indices).all()
+
+
+def test_goals_on_a_gpu_are_not_loosened() -> None:
+    goals = {
+        case.name: [goal.label for goal in case.goals]
+        for case in [*gpu_cases.gpu_cases(), *gpu_cases.tile_cases()]
+        if getattr(case, "goals", ())
+    }
+    for dtype in ("float32", "float16"):
+        assert goals[f"gpu/random_graph_{dtype}_forward"] == [
+            "share_of_gather >= 0.6",
+            "speedup over torch_unfused >= 4",
+            "speedup over flex_cuda >= 1",
+        ]
+        assert goals[f"gpu/random_graph_{dtype}_training"][0] == "speedup over torch_unfused >= 4"
+    assert goals["gpu/power_law_forward"] == ["slowdown over regular <= 1.3"]
+    for table, heads in (
+        ("gpu/window_{}_1_heads", 1),
+        ("gpu/window_{}_16_heads", 16),
+        ("tile/window_128_{}", 16),
+    ):
+        for n, ratio in ((512, 1.7), (1024, 2.5), (2048, 3.2)):
+            assert goals[table.format(n)] == [f"speedup_dense >= {ratio}"], heads
+    assert goals["gpu/host_launch"] == ["seconds <= 1e-05"]
+    assert goals["gpu/host_forward"] == ["seconds <= 2.5e-05"]
+
+
+def test_cases_cross_process_borders() -> None:
+    for case in [*gpu_cases.gpu_quick_cases(), *gpu_cases.gpu_cases(), *gpu_cases.tile_cases()]:
+        assert kinds.device_of(case) == "gpu"
+        if not isinstance(case, kinds.RateCase) and not case.name.startswith("gpu-catalogue/"):
+            json.dumps({"function": case.spec.function, "arguments": case.spec.arguments})
+
+
+# Kernel and masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row_bytes", [16, 128, 256, 512, 1024])
+@pytest.mark.parametrize("target", [Target(8, 0), Target(9, 0, "a")], ids=lambda target: target.architecture)
+def test_the_gather_kernel_keeps_its_loads_in_registers(row_bytes: int, target: Target) -> None:
+    shape = gather_kernel.gather_shape(row_bytes)
+    kernel = gather_kernel.make_gather(shape)
+    compiled = compile_kernel(kernel, gather_kernel.GATHER_SIGNATURE, target, gather_kernel.THREADS)
+    assert " 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in compiled.report
+
+
+def test_the_gather_kernel_takes_rows_that_fill_lanes() -> None:
+    assert [gather_kernel.gather_shape(size)[:2] for size in (16, 128, 384, 2048)] == [
+        (1, 1),
+        (8, 1),
+        (8, 3),
+        (32, 4),
+    ]
+    for size in (0, 8, 24, 4096):
+        with pytest.raises(ValueError, match=f"rows of {size} bytes"):
+            gather_kernel.gather_shape(size)
+
+
+@pytest.mark.parametrize("n_keys", [40, 43])
+def test_pairs_are_found_in_their_bits(n_keys: int) -> None:
+    mask = np.random.default_rng(0).random((30, n_keys)) < 0.3
+    mask[3] = False
+    bits = flex_masks._bits_of(nsa.as_pattern(mask))
+    i, j = np.indices(mask.shape)
+    assert (((bits[i, j // 8] >> (j % 8)) & 1).astype(bool) == mask).all()
+
+
+FORMULAS = [
+    ("full", {"n": 40}),
+    ("causal", {"n": 40}),
+    ("causal", {"n": 40, "n_keys": 50}),
+    ("causal", {"n": 40, "n_keys": 50, "align": "top-left"}),
+    ("sliding_window", {"n": 40, "window": 5}),
+    ("sliding_window", {"n": 40, "window": 5, "causal": True}),
+    ("dilated_window", {"n": 40, "window": 3, "dilation": 4}),
+    ("strided", {"n": 40, "stride": 6, "window": 3}),
+    ("strided", {"n": 40, "stride": 6, "window": 3, "causal": True}),
+    ("document_qa", {"n": 40, "question": 6, "window": 3}),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), FORMULAS)
+def test_formulas_of_masks_are_the_patterns(function: str, arguments: dict[str, Any]) -> None:
+    """They are arithmetic, so NumPy's indices do as well as PyTorch's."""
+    workload = workload_of(function, **arguments)
+    mask_mod = flex_masks.arithmetic_mask(workload, "cpu")
+    assert mask_mod is not None
+    i, j = np.indices(workload.pattern.shape)
+    with np.errstate(all="ignore"):
+        found = mask_mod(0, 0, AbsArray(i), AbsArray(j))
+    assert (np.asarray(found) == workload.masks[0]).all()
+
+
+class AbsArray(np.ndarray):
+    """NumPy arrays with the method that PyTorch's have and NumPy's lack."""
+
+    def __new__(cls, values: Any) -> AbsArray:
+        return np.asarray(values).view(cls)
+
+    def abs(self) -> Any:
+        return np.abs(self)
+
+
+def test_patterns_without_a_formula_are_looked_up() -> None:
+    assert flex_masks.arithmetic_mask(workload_of("random_keys", n=40, per_query=3, seed=0), "cpu") is None
