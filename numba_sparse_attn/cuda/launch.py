@@ -202,9 +202,10 @@ def _load(compiled: Compiled, device: int, shared_bytes: int) -> Any:
     with streams.on_device(device), streams.beside_capture():
         kernel = ObjectCode.from_cubin(compiled.cubin).get_kernel(compiled.name)
         if shared_bytes > _SHARED_BYTES_FOR_ALL:
-            attribute = streams.driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            number = streams.call("cuDeviceGet", device)
-            streams.call("cuKernelSetAttribute", attribute, shared_bytes, kernel.handle, number)
+            driver = streams.driver()
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            handle, number = driver.CUkernel(int(kernel.handle)), streams.call("cuDeviceGet", device)
+            streams.call("cuKernelSetAttribute", attribute, shared_bytes, handle, number)
     return kernel
 
 

@@ -64,7 +64,8 @@ def toolkit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Toolkit]:
     monkeypatch.setattr(launch, "target_of", lambda device: launch.Target(9, 0, "a"))
     monkeypatch.setattr(launch, "_LOADED", {})
     monkeypatch.setattr(streams, "call", toolkit.call)
-    monkeypatch.setattr(streams, "driver", lambda: SimpleNamespace(CUfunction_attribute=enumeration))
+    driver = SimpleNamespace(CUfunction_attribute=enumeration, CUkernel=int)
+    monkeypatch.setattr(streams, "driver", lambda: driver)
     monkeypatch.setattr(streams, "beside_capture", lambda: toolkit)
     monkeypatch.setattr(streams, "on_device", lambda device: contextlib.nullcontext())
     for function in (launch._launcher, launch._configuration):

@@ -1,4 +1,9 @@
-"""Between 16-bit pairs and float32, and the fast base-2 exponential."""
+"""Between 16-bit pairs and float32, and the fast base-2 exponential.
+
+Conversions are all that is done in half precision: sums of products in float16, which is what ``cuda.fp16``
+offers, break the error rule, those of scores as well as those of values
+(``tests/cuda/test_half_precision.py`` computes both).
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+"""Online softmax of a warpgroup's scores, in the registers that ``ptx/wgmma.py`` leaves them in.
+
+A thread has two rows, 8 apart, and shares each with the three other lanes of its quad. Per row it keeps the
+maximum on which its weights are based and its own part of their sum. Weights are exp2(factor * score - shift)
+with shift = factor * maximum: one fused multiply-add and one exponential an element.
+
+The maximum stays as it is until a score exceeds it by a factor of 2**8. That is exact, since all weights of a
+row have the same base and the base cancels; weights then reach 2**8 instead of 1, far from the largest
+float16, and the sums of values are rescaled a few times a row instead of in every step.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numba import cuda, float32
+
+from ..ptx.arithmetic import fma_float32, max_float32
+from ..ptx.convert import exp2_float32
+from ..ptx.registers import keep_by_bits, pack_pair
+from . import lanes
+
+__all__ = ["SoftmaxTools", "softmax_tools"]
+
+#: Growth of a maximum, in powers of two, from which on it is taken over.
+_PATIENCE = 8.0
+
+
+class SoftmaxTools(NamedTuple):
+    """Device functions; see :func:`softmax_tools`."""
+
+    mask: Callable[..., Any]
+    start: Callable[..., Any]
+    proceed: Callable[..., Any]
+    rescale: Callable[..., Any]
+    pack: Callable[..., Any]
+    quad_sum: Callable[..., Any]
+
+
+@functools.cache
+def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
+    """Device functions for scores of `columns` keys and sums of `width` values.
+
+    ``mask(scores, low, high)``: by the thread's mask word, in two halves (one, for 64 keys);
+    ``start(scores, factor)`` -> maximum and sum of either row; scores become weights;
+    ``proceed(scores, factor, maxima, sums)`` -> these, fading factors, whether any in the warp is not 1;
+    ``rescale(sums, fading)``, ``pack(scores, weights)``.
+    """
+    quads, value_quads = columns // 8, width // 8
+    xor_lane = lanes.xor_lane
+    pack_two = pack_pair(kind)
+    keep_low = keep_by_bits(0, 32)
+    keep_high = keep_by_bits(32, 32) if columns == 128 else None
+    infinite = float32(math.inf)
+
+    if columns == 128:
+
+        @cuda.jit(device=True, inline="always")
+        def mask(scores, low, high):
+            keep_low(scores, low)
+            keep_high(scores, high)
+
+    else:
+
+        @cuda.jit(device=True, inline="always")
+        def mask(scores, low, high):
+            keep_low(scores, low)
+
+    @cuda.jit(device=True, inline="always")
+    def largest_of(scores, upper, lower):
+        # Four chains a row: with one, this took 5 cycles an element, waiting for the maximum before.
+        upper_1 = upper_2 = upper_3 = upper
+        lower_1 = lower_2 = lower_3 = lower
+        for i in range(0, quads, 2):
+            upper = max_float32(upper, scores[4 * i])
+            upper_1 = max_float32(upper_1, scores[4 * i + 1])
+            lower = max_float32(lower, scores[4 * i + 2])
+            lower_1 = max_float32(lower_1, scores[4 * i + 3])
+            upper_2 = max_float32(upper_2, scores[4 * i + 4])
+            upper_3 = max_float32(upper_3, scores[4 * i + 5])
+            lower_2 = max_float32(lower_2, scores[4 * i + 6])
+            lower_3 = max_float32(lower_3, scores[4 * i + 7])
+        upper = max_float32(max_float32(upper, upper_1), max_float32(upper_2, upper_3))
+        lower = max_float32(max_float32(lower, lower_1), max_float32(lower_2, lower_3))
+        upper = max_float32(upper, xor_lane(upper, 1))
+        lower = max_float32(lower, xor_lane(lower, 1))
+        return max_float32(upper, xor_lane(upper, 2)), max_float32(lower, xor_lane(lower, 2))
+
+    @cuda.jit(device=True, inline="always")
+    def weigh(scores, factor, upper, lower, upper_sum, lower_sum):
+        # With nothing but -inf so far, any finite shift gives weights of 0 instead of NaN.
+        upper_base = -upper * factor if upper != -infinite else float32(0.0)
+        lower_base = -lower * factor if lower != -infinite else float32(0.0)
+        for i in range(quads):
+            scores[4 * i] = exp2_float32(fma_float32(scores[4 * i], factor, upper_base))
+            scores[4 * i + 1] = exp2_float32(fma_float32(scores[4 * i + 1], factor, upper_base))
+            scores[4 * i + 2] = exp2_float32(fma_float32(scores[4 * i + 2], factor, lower_base))
+            scores[4 * i + 3] = exp2_float32(fma_float32(scores[4 * i + 3], factor, lower_base))
+            upper_sum += scores[4 * i] + scores[4 * i + 1]
+            lower_sum += scores[4 * i + 2] + scores[4 * i + 3]
+        return upper_sum, lower_sum
+
+    @cuda.jit(device=True, inline="always")
+    def start(scores, factor):
+        upper, lower = largest_of(scores, -infinite, -infinite)
+        upper_sum, lower_sum = weigh(scores, factor, upper, lower, float32(0.0), float32(0.0))
+        return upper, lower, upper_sum, lower_sum
+
+    @cuda.jit(device=True, inline="always")
+    def proceed(scores, factor, upper, lower, upper_sum, lower_sum):
+        new_upper, new_lower = largest_of(scores, upper, lower)
+        upper_fade = lower_fade = float32(1.0)
+        upper_grows = (new_upper - upper) * factor > float32(_PATIENCE)
+        lower_grows = (new_lower - lower) * factor > float32(_PATIENCE)
+        grows = cuda.any_sync(0xFFFFFFFF, upper_grows or lower_grows)
+        if grows:
+            if upper_grows:
+                upper_fade = exp2_float32((upper - new_upper) * factor)
+                upper = new_upper
+            if lower_grows:
+                lower_fade = exp2_float32((lower - new_lower) * factor)
+                lower = new_lower
+            upper_sum *= upper_fade
+            lower_sum *= lower_fade
+        upper_sum, lower_sum = weigh(scores, factor, upper, lower, upper_sum, lower_sum)
+        return upper, lower, upper_sum, lower_sum, upper_fade, lower_fade, grows
+
+    @cuda.jit(device=True, inline="always")
+    def rescale(sums, upper_fade, lower_fade):
+        for i in range(value_quads):
+            sums[4 * i] *= upper_fade
+            sums[4 * i + 1] *= upper_fade
+            sums[4 * i + 2] *= lower_fade
+            sums[4 * i + 3] *= lower_fade
+
+    @cuda.jit(device=True, inline="always")
+    def pack(scores, weights):
+        for i in range(2 * quads):
+            weights[i] = pack_two(scores[2 * i], scores[2 * i + 1])
+
+    @cuda.jit(device=True, inline="always")
+    def quad_sum(value):
+        value += xor_lane(value, 1)
+        return value + xor_lane(value, 2)
+
+    return SoftmaxTools(mask, start, proceed, rescale, pack, quad_sum)

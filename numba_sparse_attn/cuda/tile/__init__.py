@@ -1,0 +1,79 @@
+"""The engine "cuda-tile": Tensor Cores over tiles of 128 x 128 pairs, exact to the single pair.
+
+Arrays come as :class:`~numba_sparse_attn.cuda.view.DeviceView`, all on one device and ready on the stream
+of `out`; kernels are queued there and nothing waits for them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ...errors import EngineError
+from ...formats.tiles import Tiles
+from ...formats.work import Request
+from ..view import DeviceView
+from .prepared import ForwardLaunch, prepare_forward
+from .shape import MOST_HEAD_DIM
+
+__all__ = ["backward", "forward", "why_not"]
+
+_KINDS = ("float16", "bfloat16")
+
+
+def why_not(request: Request) -> list[str]:
+    """Reasons why the engine cannot run a call; empty when it can.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_sparse_attn.formats.work import Request
+    >>> which = np.zeros((1, 4), np.int32)
+    >>> why_not(Request((), which, 4, 4, 8, 8, 320, 64, np.dtype(np.float32), 0.125))
+    ['elements of float32; the tile engine takes float16 and bfloat16', \
+'head dimension 320; the tile engine takes up to 256']
+    """
+    reasons = []
+    if request.dtype.name not in _KINDS:
+        reasons.append(f"elements of {request.dtype.name}; the tile engine takes float16 and bfloat16")
+    widest = max(request.head_dim, request.value_dim)
+    if widest > MOST_HEAD_DIM:
+        reasons.append(f"head dimension {widest}; the tile engine takes up to {MOST_HEAD_DIM}")
+    if min(request.head_dim, request.value_dim) < 1:
+        reasons.append("a head dimension of 0; the tile engine takes 1 and more")
+    if not all(isinstance(structure, Tiles) for structure in request.structures):
+        reasons.append("structures other than Tiles; the tile engine takes tile lists")
+    if not math.isfinite(request.scale):
+        reasons.append(f"scale {request.scale}; the tile engine takes finite ones")
+    return reasons
+
+
+def forward(
+    request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView, lse: DeviceView | None
+) -> None:
+    """Queue attention into `out`, and into `lse` (contiguous) if there is one.
+
+    Examples
+    --------
+    Called by the planner: ``nsa.sparse_attention(q, k, v, pattern, engine="cuda-tile")``.
+    """
+    if not request.n_q or not request.which.size:
+        return
+    key = (
+        *("tile forward", out.device, q.shape[:-3], q.strides, k.strides, v.strides, out.strides),
+        *(q.address & 15, k.address & 15, v.address & 15, out.address & 15),
+    )
+    launches: tuple[ForwardLaunch, ...] | None = request.memo.get(key)
+    if launches is None:
+        launches = request.memo[key] = prepare_forward(request, q, k, v, out)
+    if not request.n_k:
+        k = v = q  # as the launches were prepared
+    addresses = q.address, k.address, v.address, out.address
+    for one in launches:
+        one.run(addresses, 0 if lse is None else lse.address, out)
+
+
+def backward(request: Request, *arrays: DeviceView) -> None:
+    """Refused: gradients come from the other engines; the planner never asks this one."""
+    raise EngineError(
+        "engine 'cuda-tile' asked for gradients", "the forward pass", "use engine='cuda-warp' for gradients"
+    )

@@ -1,0 +1,104 @@
+"""Arrays of a call as the copy engine wants them: four axes, strides in multiples of 16 bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..view import DeviceView
+
+__all__ = ["Operand", "Part", "parts_of"]
+
+#: The copy engine's units and bounds.
+_ALIGNMENT = 16
+_LONGEST_STRIDE = 1 << 40
+
+
+class Operand(NamedTuple):
+    """An array (batch, heads, rows, columns) of 16-bit elements.
+
+    Attributes
+    ----------
+    address : int
+    lengths : tuple of int
+    strides : tuple of int
+        In bytes.
+    """
+
+    address: int
+    lengths: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int]
+
+    @property
+    def boxable(self) -> bool:
+        """Whether the copy engine can read and write it where it lies."""
+        return (
+            self.strides[-1] == 2
+            and self.address % _ALIGNMENT == 0
+            and all(
+                stride % _ALIGNMENT == 0 and 0 < stride < _LONGEST_STRIDE
+                for length, stride in zip(self.lengths[:-1], self.strides[:-1], strict=True)
+                if length > 1
+            )
+        )
+
+    def moved(self, address: int) -> Operand:
+        """The same layout elsewhere."""
+        return Operand(address, self.lengths, self.strides)
+
+    def packed(self, address: int) -> Operand:
+        """The layout of a copy: contiguous but for rows, which begin at multiples of 16 bytes."""
+        row = -(-self.lengths[3] * 2 // _ALIGNMENT) * _ALIGNMENT
+        head = self.lengths[2] * row
+        return Operand(address, self.lengths, (self.lengths[1] * head, head, row, 2))
+
+    @property
+    def packed_bytes(self) -> int:
+        """Size of such a copy."""
+        return self.lengths[0] * self.packed(0).strides[0]
+
+
+class Part(NamedTuple):
+    """Some consecutive batch elements that every array reaches with one stride."""
+
+    first: int
+    length: int
+    operands: tuple[Operand, ...]
+
+
+def parts_of(arrays: tuple[DeviceView, ...]) -> Iterator[Part]:
+    """All batch elements at once if the axes before heads merge in every array, else one by one."""
+    lead = arrays[0].shape[:-3]
+    merged = [_merged_stride(lead, array.strides[:-3]) for array in arrays]
+    if None not in merged:
+        count = math.prod(lead)
+        yield Part(
+            0,
+            count,
+            tuple(
+                Operand(array.address, (count, *array.shape[-3:]), (stride or 0, *array.strides[-3:]))  # type: ignore[arg-type]
+                for array, stride in zip(arrays, merged, strict=True)
+            ),
+        )
+        return
+    for first, place in enumerate(np.ndindex(lead)):
+        operands = []
+        for array in arrays:
+            offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
+            operands.append(
+                Operand(array.address + offset, (1, *array.shape[-3:]), (0, *array.strides[-3:]))  # type: ignore[arg-type]
+            )
+        yield Part(first, 1, tuple(operands))
+
+
+def _merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """Stride of the axes flattened into one; None where there is none."""
+    axes = [(length, stride) for length, stride in zip(lengths, strides, strict=True) if length != 1]
+    for (_, outer), (length, inner) in itertools.pairwise(axes):
+        if outer != length * inner:
+            return None
+    return axes[-1][1] if axes else 0

@@ -1,0 +1,139 @@
+"""What a Tensor-Core kernel is compiled for: element type, padded dimensions, tile shape, buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...formats.tiles import TILE
+from ..ptx.wgmma import CHUNK
+
+__all__ = ["MASK_BYTES", "MOST_HEAD_DIM", "TileShape", "tile_shape"]
+
+#: 256 columns are as wide as one instruction's result.
+MOST_HEAD_DIM = 256
+#: Dimensions are rounded up to a multiple of this: fewer kernels, and what is padded costs products of zeros.
+_ROUNDING = 32
+_ROW_BYTES = CHUNK * 2
+#: A mask in lane order: 8 bytes for each of the 128 threads of either half of a tile.
+MASK_BYTES = 2 * TILE * 8
+
+
+class _Blocking(NamedTuple):
+    """How keys pass through shared memory."""
+
+    #: Keys a step; a tile is one step or two.
+    keys: int
+    #: Steps that lie in shared memory at a time.
+    stages: int
+    #: Buffers for queries, through which results leave, too. With two, loading the next queries and storing
+    #: the last results hides behind the products of this tile row.
+    query_buffers: int
+
+
+#: By the wider of the two dimensions, rounded up to chunks: 227 KB of shared memory is the bound, and the
+#: 240 registers of a thread: at 256, sums take 128 of them and leave no room for scores of 128 keys.
+_BLOCKINGS = {
+    64: _Blocking(128, 4, 2),
+    128: _Blocking(128, 2, 2),
+    192: _Blocking(64, 2, 2),
+    256: _Blocking(64, 2, 1),
+}
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Compile-time numbers of a forward kernel.
+
+    Attributes
+    ----------
+    kind : {"float16", "bfloat16"}
+    depth, width : int
+        Head and value dimension, rounded up.
+    keys : int
+        Keys a step.
+    stages : int
+    query_buffers : int
+    masked : bool
+        Whether some tiles are partial.
+    negate : bool
+        Whether the scale is negative: then products are negated and the kernel's scale is positive.
+    """
+
+    kind: str
+    depth: int
+    width: int
+    keys: int
+    stages: int
+    query_buffers: int
+    masked: bool
+    negate: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps that a tile takes."""
+        return TILE // self.keys
+
+    @property
+    def query_chunk(self) -> int:
+        """Bytes of 64 columns of the queries, and of the results."""
+        return TILE * _ROW_BYTES
+
+    @property
+    def key_chunk(self) -> int:
+        """Bytes of 64 columns of a step's keys, and of its values."""
+        return self.keys * _ROW_BYTES
+
+    @property
+    def key_chunks(self) -> int:
+        """Chunks of the head dimension."""
+        return -(-self.depth // CHUNK)
+
+    @property
+    def value_chunks(self) -> int:
+        """Chunks of the value dimension."""
+        return -(-self.width // CHUNK)
+
+    @property
+    def query_buffer(self) -> int:
+        """Bytes of a buffer for queries or results."""
+        return max(self.key_chunks, self.value_chunks) * self.query_chunk
+
+    @property
+    def keys_at(self) -> int:
+        """Offset of the keys' stages in shared memory, behind the queries."""
+        return self.query_buffers * self.query_buffer
+
+    @property
+    def values_at(self) -> int:
+        """Offset of the values' stages."""
+        return self.keys_at + self.stages * self.key_chunks * self.key_chunk
+
+    @property
+    def masks_at(self) -> int:
+        """Offset of the stages' masks."""
+        return self.values_at + self.stages * self.value_chunks * self.key_chunk
+
+    @property
+    def barriers_at(self) -> int:
+        """Offset of the barriers: two for each query buffer, four for each stage; then the stages' flags."""
+        return self.masks_at + (self.stages * MASK_BYTES if self.masked else 0)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block; the swizzle wants it aligned to 1024, which nobody promises."""
+        return self.barriers_at + 16 * self.query_buffers + 36 * self.stages + 1024
+
+
+def tile_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool) -> TileShape:
+    """The kernel for a kind of call.
+
+    Examples
+    --------
+    >>> shape = tile_shape("float16", 80, 80, masked=True, negate=False)
+    >>> shape.depth, shape.keys, shape.shared_bytes <= 227 << 10
+    (96, 128, True)
+    """
+    depth, width = (-(-dimension // _ROUNDING) * _ROUNDING for dimension in (head_dim, value_dim))
+    widest = -(-max(depth, width) // CHUNK) * CHUNK
+    return TileShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate)

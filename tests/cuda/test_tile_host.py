@@ -1,0 +1,306 @@
+"""What the tile engine does on the host, with a driver that only notes what it is asked: needs no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+
+from numba_sparse_attn import as_pattern, patterns
+from numba_sparse_attn.cuda import tile
+from numba_sparse_attn.cuda.tile import maps, prepared, schedule
+from numba_sparse_attn.cuda.tile.copies import COPY_SIGNATURE
+from numba_sparse_attn.cuda.tile.forward_sm90 import FORWARD_SIGNATURE
+from numba_sparse_attn.cuda.tile.operands import Operand, parts_of
+from numba_sparse_attn.cuda.tile.shape import MOST_HEAD_DIM, tile_shape
+from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.testing import random_problem, request_for
+from numba_sparse_attn.testing.strategies import views
+
+MULTIPROCESSORS = 132
+HALF = np.dtype(np.float16)
+
+
+def view_of(array, address):
+    return DeviceView(address, array.shape, array.strides, array.dtype, 0, 7, "other", array)
+
+
+class Device:
+    """Notes launches and uploads; `memory` has what was uploaded, by address."""
+
+    def __init__(self, sets=1024):
+        self.launches, self.memory, self.capturing, self.waits = [], {}, False, 0
+        self._next = 1 << 40
+        self._sets = sets
+
+    @contextlib.contextmanager
+    def installed(self):
+        fresh = maps.MapSets(0)
+        with (
+            mock.patch.multiple(
+                prepared,
+                load_kernel=lambda make, shape, *rest, **options: make.__name__,
+                launch=lambda kernel, blocks, threads, stream, arguments, shared_bytes=0: (
+                    self.launches.append((kernel, blocks, arguments))
+                ),
+                memory=SimpleNamespace(
+                    scratch=lambda nbytes, *rest: SimpleNamespace(address=self.room(nbytes))
+                ),
+                map_sets=lambda device: fresh,
+                _multiprocessors=lambda device: MULTIPROCESSORS,
+            ),
+            mock.patch.multiple(
+                maps, _encode=self.encode, upload=self.upload, overwrite=self.overwrite, _SETS=self._sets
+            ),
+            mock.patch.object(schedule, "upload", self.upload),
+            mock.patch.object(schedule, "_LISTS", {}),
+            mock.patch.multiple(
+                "numba_sparse_attn.cuda.streams",
+                stream_object=lambda handle, device: handle,
+                is_capturing=lambda handle: self.capturing,
+                call=self.call,
+            ),
+        ):
+            yield self
+
+    def launch(self, kernel, blocks, threads, stream, arguments, *, shared_bytes=0):
+        self.launches.append((kernel, blocks, arguments))
+
+    def scratch(self, nbytes, device, stream, library):
+        return SimpleNamespace(address=self.room(nbytes))
+
+    def room(self, nbytes):
+        address = self._next
+        self._next += -(-nbytes // 256) * 256
+        return address
+
+    def upload(self, device, *arrays):
+        results = []
+        for array in arrays:
+            address = self.room(array.nbytes)
+            self.memory[address] = array.copy()
+            results.append(SimpleNamespace(address=address))
+        return tuple(results)
+
+    def overwrite(self, device, address, array):
+        self.memory[address] = array.copy()
+
+    def encode(self, address, operand, rows, kind):
+        assert operand.moved(address).boxable and kind == "float16"
+        return np.array([address, rows, *operand.lengths, *operand.strides], np.uint64)
+
+    def call(self, name, *arguments):
+        assert name == "cuCtxSynchronize"
+        self.waits += 1
+
+
+def call(problem, structures, device, addresses=(1 << 20, 2 << 20, 3 << 20, 4 << 20)):
+    request = request_for(problem, structures)
+    out = np.empty((*problem.q.shape[:-1], problem.v.shape[-1]), problem.dtype)
+    arrays = [view_of(a, at) for a, at in zip((*problem.arrays[:3], out), addresses, strict=True)]
+    tile.forward(request, *arrays, None)
+    return request, arrays
+
+
+# Work ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 200), max_size=400), st.integers(1, 140))
+def test_every_item_is_dealt_once_and_blocks_are_even(costs, blocks):
+    costs = np.array(costs, np.int64)
+    order, begins = schedule.assign(costs, blocks)
+    assert sorted(order.tolist()) == list(range(len(costs)))
+    assert begins[0] == 0 and begins[-1] == len(costs) and len(begins) == blocks + 1
+    counts = np.diff(begins)
+    assert counts.max(initial=0) - counts.min(initial=len(costs)) <= 1
+    loads = [costs[order[a:b]].sum() for a, b in itertools.pairwise(begins)]
+    assert max(loads) - min(loads) <= costs.max(initial=0)
+    for a, b in itertools.pairwise(begins):
+        assert np.all(np.diff(costs[order[a:b]]) <= 0)
+
+
+def test_a_causal_pattern_is_dealt_evenly():
+    lengths = np.tile(np.arange(1, 129), 16)
+    order, begins = schedule.assign(lengths, MULTIPROCESSORS)
+    loads = np.add.reduceat(lengths[order], begins[:-1])
+    assert loads.max() < 1.02 * loads.mean()
+
+
+def test_work_names_every_tile_of_every_head():
+    structures = (patterns.causal(700).tiles(), patterns.full(700).tiles())
+    which = np.array([[0, 1, 1], [1, 0, 1]], np.int32)
+    with Device().installed() as device:
+        result = schedule.schedule_of(structures, which, 0, 4)
+        assert result.blocks == 4
+        work = device.memory[result.work]
+        seen = set()
+        for place, tiles, list_at, masks_at in work.tolist():
+            entry, row = place >> 32, place & 0xFFFFFFFF
+            structure = structures[which.reshape(-1)[entry]]
+            first, last = structure.indptr[row : row + 2]
+            assert tiles == last - first
+            start = max(address for address in device.memory if address <= list_at)
+            listed = device.memory[start][(list_at - start) // 8 :][:tiles]
+            assert listed[:, 0].tolist() == structure.columns[first:last].tolist()
+            assert listed[:, 1].tolist() == structure.mask_ids[first:last].tolist()
+            assert np.array_equal(device.memory[masks_at], structure.lanes)
+            seen.add((entry, row))
+        assert len(seen) == len(work) == 6 * 6
+
+
+# Arrays --------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_parts_reach_every_element(data):
+    lead = data.draw(st.sampled_from([(), (1,), (3,), (2, 3), (2, 1, 2)]))
+    rng = np.random.default_rng(0)
+    arrays = [data.draw(views(rng.standard_normal((*lead, 2, 3, d)).astype(HALF))) for d in (8, 5)]
+    given_views = tuple(view_of(a, a.__array_interface__["data"][0]) for a in arrays)
+    found = [[], []]
+    for part in parts_of(given_views):
+        for number, operand in enumerate(part.operands):
+            assert operand.lengths == (part.length, *arrays[number].shape[-3:])
+            for place in np.ndindex(operand.lengths):
+                offset = sum(i * s for i, s in zip(place, operand.strides, strict=True))
+                found[number].append(operand.address + offset)
+    for array, addresses in zip(arrays, found, strict=True):
+        base = array.__array_interface__["data"][0]
+        expected = [
+            base + sum(i * s for i, s in zip(place, array.strides, strict=True))
+            for place in np.ndindex(array.shape)
+        ]
+        assert addresses == expected
+
+
+@pytest.mark.parametrize(
+    ("strides", "address", "boxable"),
+    [
+        ((0, 512, 128, 2), 0, True),
+        ((0, 128, 512, 2), 0, True),  # rows before heads
+        ((0, 512, 128, 4), 0, False),
+        ((0, 512, 120, 2), 0, False),
+        ((0, 512, -128, 2), 0, False),
+        ((0, 0, 128, 2), 0, False),
+        ((0, 512, 128, 2), 8, False),
+        ((0, 1 << 40, 128, 2), 0, False),
+    ],
+)
+def test_what_the_copy_engine_takes(strides, address, boxable):
+    assert Operand(address, (1, 4, 4, 64), strides).boxable is boxable
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 4), st.integers(0, 3))
+def test_a_packed_copy_is_boxable_and_big_enough(lengths, place):
+    packed = Operand(6, lengths, (1, 2, 3, 4)).packed(4096 * place)
+    assert packed.boxable
+    end = sum((n - 1) * s for n, s in zip(lengths, packed.strides, strict=True)) + 2
+    assert end <= packed.packed_bytes
+
+
+# Calls ---------------------------------------------------------------------------------------------------
+
+
+def test_a_further_call_prepares_and_uploads_nothing():
+    problem = random_problem(np.ones((200, 200), bool), heads=4, kv_heads=2, head_dim=64, dtype=HALF)
+    with Device().installed() as device:
+        request, arrays = call(problem, patterns.full(200).tiles(), device)
+        uploads = set(device.memory)
+        tile.forward(request, *arrays, None)
+        assert set(device.memory) == uploads and len(device.launches) == 2
+        first, second = device.launches
+        assert first == second and first[0] == "make_forward"
+        assert len(first[2]) == len(FORWARD_SIGNATURE.args)
+        for number, array in enumerate(arrays):
+            assert first[2][9 + number] == array.address
+            assert first[2][13 + 3 * number : 16 + 3 * number] == (0, *array.strides[-3:-1])
+        described = device.memory[first[2][0]].reshape(4, -1)
+        assert described[:, 0].tolist() == [array.address for array in arrays]
+        moved = [view_of(array.owner, array.address + (1 << 24)) for array in arrays]
+        tile.forward(request, *moved, None)
+        assert len(set(device.memory) - uploads) == 1  # other descriptions
+
+
+def test_arrays_that_the_copy_engine_cannot_take_are_copied():
+    problem = random_problem(np.ones((20, 30), bool), heads=2, head_dim=20, dtype=HALF)
+    with Device().installed() as device:
+        _, arrays = call(problem, as_pattern(problem.mask).tiles(), device)
+        kernels = [kernel for kernel, _, _ in device.launches]
+        assert kernels == ["make_copy"] * 3 + ["make_forward"] + ["make_copy"]
+        copies = [arguments for kernel, _, arguments in device.launches if kernel == "make_copy"]
+        assert all(len(arguments) == len(COPY_SIGNATURE.args) for arguments in copies)
+        places = device.launches[3][2][9:13]
+        assert [copy[0] for copy in copies[:3]] == [array.address for array in arrays[:3]]
+        assert [copy[1] for copy in copies[:3]] == list(places[:3])
+        assert copies[3][:2] == (places[3], arrays[3].address)
+        assert copies[3][6:10] != copies[3][10:14] == (0, *arrays[3].strides[-3:])
+
+
+def test_axes_that_do_not_merge_are_called_one_by_one():
+    problem = random_problem(np.ones((9, 9), bool), heads=1, head_dim=8, batch=(2, 3), dtype=HALF)
+    turned = [np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1) for array in problem.arrays]
+    with Device().installed() as device:
+        call(problem.with_arrays(*turned), patterns.full(9).tiles(), device)
+        assert len(device.launches) == 6
+        first = {arguments[9] for _, _, arguments in device.launches}
+        assert len(first) == 6 and min(first) == 1 << 20
+
+
+def test_without_keys_nothing_of_k_and_v_is_asked():
+    problem = random_problem(np.zeros((9, 0), bool), heads=2, head_dim=8, dtype=HALF)
+    with Device().installed() as device:
+        call(problem, as_pattern(problem.mask).tiles(), device)
+        assert [kernel for kernel, _, _ in device.launches] == ["make_forward"]
+
+
+def test_descriptions_in_graphs_outlive_the_others():
+    problem = random_problem(np.ones((9, 9), bool), heads=1, head_dim=8, dtype=HALF)
+    with Device(sets=4).installed() as device:
+        request, arrays = call(problem, patterns.full(9).tiles(), device)
+
+        def again(shift, capturing=False):
+            device.capturing = capturing
+            tile.forward(request, *(view_of(a.owner, a.address + shift) for a in arrays), None)
+            return device.launches[-1][2][0]
+
+        kept = again(1 << 24, capturing=True)
+        bits = device.memory[kept].tolist()
+        used = {again(number << 24) for number in range(2, 12)}
+        assert device.waits == 3 and kept not in used and len(used) == 3  # 2, 3, 3 and 2 sets
+        assert device.memory[kept].tolist() == bits and again(1 << 24) == kept
+        again(20 << 24)  # the last place
+        assert again(21 << 24, capturing=True) not in used  # while a graph is captured, nothing may wait
+        assert device.waits == 3
+
+
+# Limits --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, MOST_HEAD_DIM), st.integers(1, MOST_HEAD_DIM), st.booleans())
+def test_every_shape_fits_into_shared_memory(head_dim, value_dim, masked):
+    shape = tile_shape("float16", head_dim, value_dim, masked=masked, negate=False)
+    assert shape.depth >= head_dim and shape.width >= value_dim
+    assert shape.shared_bytes <= 227 << 10
+    offsets = (shape.query_buffer, shape.keys_at, shape.values_at, shape.key_chunk, shape.query_chunk)
+    assert all(offset % 1024 == 0 for offset in offsets)
+    assert shape.masks_at % 16 == 0 and shape.barriers_at % 8 == 0
+    assert shape.stages.bit_count() == shape.query_buffers.bit_count() == 1
+
+
+def test_refusals_say_why():
+    problem = random_problem(np.ones((3, 3), bool), heads=1, head_dim=300, dtype=np.float32, scale=np.inf)
+    reasons = tile.why_not(request_for(problem, as_pattern(problem.mask).rows()))
+    assert [reason.split(";")[0] for reason in reasons] == [
+        "elements of float32",
+        "head dimension 300",
+        "structures other than Tiles",
+        "scale inf",
+    ]
