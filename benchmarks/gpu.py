@@ -270,7 +270,7 @@ def why_no_gpu() -> str:
     """Why nothing can be measured on a GPU here, or an empty string."""
     from numba_sparse_attn.cuda.calls import why_unavailable
 
-    return why_unavailable() or ""
+    return why_unavailable("cuda-warp", 0) or ""
 
 
 def find_gpu() -> Gpu | None:

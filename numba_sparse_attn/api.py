@@ -145,8 +145,8 @@ def plan(
         As many as heads, and head_dim, if not given.
     scale : float, optional
     engine : str
-    device : {None, "cpu", "cuda"}
-        Where the arrays lie; None stands for the host.
+    device : {None, "cpu", "cuda", "cuda:1", ...}
+        Where the arrays lie; None stands for the host, "cuda" for the first GPU.
 
     Returns
     -------
@@ -161,8 +161,7 @@ def plan(
     >>> plan(q, k, v).shape
     (2, 32, 16)
     """
-    if device not in (None, "cpu", "cuda"):
-        raise ArgumentError(f"device={device!r}", "None, 'cpu' or 'cuda'", "say where the arrays lie")
+    gpu = _gpu_number(device)
     element = arrays.check_dtype(dtype)
     kv_heads = heads if kv_heads is None else kv_heads
     value_dim = head_dim if value_dim is None else value_dim
@@ -187,8 +186,20 @@ def plan(
         dtype=element,
         scale=arrays.check_scale(scale, int(head_dim)),
         engine=engine,
-        on_gpu=device == "cuda",
+        gpu=gpu,
     )
+
+
+def _gpu_number(device: Any) -> int | None:
+    """The number of the GPU that a device name stands for; None for the host."""
+    if device in (None, "cpu"):
+        return None
+    name, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if name != "cuda" or (number and not number.isdecimal()) or device.endswith(":"):
+        raise ArgumentError(
+            f"device={device!r}", "None, 'cpu', 'cuda' or 'cuda:' and a number", "say where the arrays lie"
+        )
+    return int(number or 0)
 
 
 def create_sparse_mask(seq_len: int, pattern: str = "sliding_window", **kwargs: Any) -> npt.NDArray[np.bool_]:
@@ -262,7 +273,7 @@ def _named(seq_len: int, name: str, kwargs: dict[str, Any]) -> Pattern:
 def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str) -> Plan:
     """A plan for one call's arrays, after checking them."""
     views = gpu_views(q, k, v)
-    on_gpu = views is not None
+    gpu = None if views is None else views[0].device
     if views is None:
         views = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
     found = arrays.check_arrays(*views)
@@ -282,5 +293,5 @@ def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine:
         dtype=found.dtype,
         scale=arrays.check_scale(scale, found.head_dim),
         engine=engine,
-        on_gpu=on_gpu,
+        gpu=gpu,
     )

@@ -15,58 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from . import arrays, config
+from .choices import Choice, Kind, choose_cpu, choose_dense, choose_gpu, predict_gpu
 from .errors import EngineError, ShapeError
-from .formats.census import PANEL, Census, census_of_rows, census_of_tiles
 from .formats.csr import Csr
-from .formats.work import Request, Structure
+from .formats.work import Request
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
 
 __all__ = ["ENGINES", "Plan", "gpu_views", "make_plan"]
 
-#: Engines of this version. "auto" stands for the first that can run the call.
-ENGINES = ("cpu", "cuda-warp", "reference")
-_COMING = {"cuda-tile": "Tensor-Core tiles"}
+#: Engines of this version. "auto" stands for the one that should be fastest of those that can run the call.
+ENGINES = ("cpu", "cuda-tile", "cuda-warp", "reference")
 
 #: Sizes of batches whose requests a plan remembers.
 _REQUESTS_KEPT = 64
 
+#: Plans that a pattern keeps.
+_PLANS_KEPT = 32
 #: Largest mask that the reference engine builds, in bytes.
 _REFERENCE_LIMIT = 1 << 31
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """Nanoseconds of the forward pass on one core with 512-bit vectors; only their ratios decide.
-
-    Fitted to both paths on windows, strided and random patterns of 4096 queries with d = 16, 64 and 128
-    (``python benchmarks/run.py --cases 'path/*'`` repeats the measurement).
-    """
-
-    tile_flop: float  # of a computed pair, selected or not
-    tile_pair: float
-    tile_element: float  # of a query and its output
-    row_flop: float
-    row_pair: float
-    row_element: float
-    row_query: float
-
-
-_COSTS = {
-    np.dtype(np.float32): _Costs(0.0062, 0.2, 0.6, 0.016, 1.5, 0.8, 90.0),
-    np.dtype(np.float64): _Costs(0.0115, 0.5, 0.9, 0.030, 1.5, 1.2, 90.0),
-}
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """How one distinct pattern is run on the CPU, with the figures that decided it."""
-
-    structure: Structure
-    census: Census
-    path: str
-    tile_nanoseconds: float
-    row_nanoseconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +57,9 @@ class Plan:
     dtype: np.dtype[Any]
     scale: float
     _index: npt.NDArray[np.int32]
-    _choices: tuple[_Choice, ...]
+    _choices: tuple[Choice, ...]
     _reason: str
+    _gpu: int | None
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,6 +89,8 @@ class Plan:
         self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Gradients (dq, dk, dv); arguments as in :func:`numba_sparse_attn.sparse_attention_backward`."""
+        if self.engine == "cuda-tile":
+            return self._gradient_plan.backward(dout, q, k, v, out, lse)
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
@@ -156,13 +126,35 @@ class Plan:
         )
         lines = [
             f"engine {self.engine}: {self._reason}",
+            *(["gradients: engine cuda-warp"] if self.engine == "cuda-tile" else []),
             f"call: {n_q} queries x {n_k} keys, {kind}, {self.dtype.name}, scale {self.scale:.6g}",
         ]
         uses = np.bincount(self._index.reshape(-1), minlength=len(self._choices))
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
-            lines += _describe(member, choice, int(count), n_q * n_k)
+            size = n_q * n_k
+            density = choice.census.nnz / size if size else 0.0
+            lines.append(
+                f"pattern {member.name} ({count} heads): {choice.census.nnz} pairs a head, "
+                f"{1 - density:.2%} sparse"
+            )
+            lines += [f"  {line}" for line in choice.lines]
         return "\n".join(lines)
+
+    @functools.cached_property
+    def _gradient_plan(self) -> Plan:
+        """The plan that computes gradients for the tile engine, whose own pass is forward only."""
+        return make_plan(
+            self.pattern,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            value_dim=self.value_dim,
+            dtype=self.dtype,
+            scale=self.scale,
+            engine="cuda-warp",
+            gpu=self._gpu,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -241,9 +233,35 @@ def make_plan(
     dtype: np.dtype[Any],
     scale: float,
     engine: str,
-    on_gpu: bool,
+    gpu: int | None,
 ) -> Plan:
-    """Choose an engine and, for every distinct pattern, a path; build what they need."""
+    """Choose an engine and, for every distinct pattern, a path; build what they need.
+
+    `gpu` is the number of the GPU that the arrays lie on. A plan is kept with its pattern: asked for again,
+    it costs nothing.
+    """
+    asked = config.default_engine() if engine == "auto" else engine
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu
+    plan: Plan | None = pattern.memo.get(kind)
+    if plan is None:
+        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu)
+        if len(pattern.memo) >= _PLANS_KEPT:
+            pattern.memo.clear()
+        pattern.memo[kind] = plan
+    return plan
+
+
+def _new_plan(
+    pattern: Pattern | HeadPatterns,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    dtype: np.dtype[Any],
+    scale: float,
+    engine: str,
+    gpu: int | None,
+) -> Plan:
     if isinstance(pattern, Pattern):
         members: tuple[Pattern, ...] = (pattern,)
         index = np.zeros(heads, np.int32)
@@ -251,15 +269,22 @@ def make_plan(
         members = pattern.members
         index = pattern.member_of
         _which(index, index.shape[:-1], heads)
-    name, reason = _choose_engine(engine, on_gpu)
-    if name == "cuda-warp":
-        choices = tuple(_warp_choice(member) for member in members)
+    uses = np.bincount(index.reshape(-1), minlength=len(members))
+    kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
+    name, reason = _choose_engine(engine, gpu, members, kinds)
+    pairs = zip(members, kinds, strict=True)
+    if name in ("cuda-tile", "cuda-warp"):
+        path = name.removeprefix("cuda-")
+        choices = tuple(
+            choose_gpu(member, kind, "tiles" if path == "tile" else "rows") for member, kind in pairs
+        )
     elif name == "reference":
-        choices = tuple(_reference_choice(member) for member in members)
+        choices = tuple(choose_dense(member) for member in members)
     else:
-        accumulator = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-        choices = tuple(_cpu_choice(member, head_dim, value_dim, accumulator) for member in members)
-    plan = Plan(name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason)
+        choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
+    plan = Plan(
+        name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason, gpu
+    )
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -285,32 +310,29 @@ def _which(index: npt.NDArray[np.int32], lead: tuple[int, ...], heads: int) -> n
     return np.ascontiguousarray(full.reshape(-1, heads))
 
 
-def _choose_engine(engine: str, on_gpu: bool) -> tuple[str, str]:
+def _choose_engine(
+    engine: str, gpu: int | None, members: tuple[Pattern, ...], kinds: list[Kind]
+) -> tuple[str, str]:
     """Name of the engine and the reason in words."""
     asked = config.default_engine() if engine == "auto" else engine
     if asked == "auto":
-        if on_gpu:
-            return "cuda-warp", "the arrays lie in GPU memory"
+        if gpu is not None:
+            return _choose_gpu_engine(gpu, members, kinds)
         return "cpu", "the CPU engine is the fastest engine on this machine that can run this call"
-    if asked in _COMING:
-        raise EngineError(
-            f"engine {asked!r} ({_COMING[asked]})",
-            f"the engines of this version: {', '.join(ENGINES)}",
-            "use engine='auto'",
-        )
     if asked not in ENGINES:
         raise EngineError(
             f"engine {asked!r}",
             f"'auto' and {', '.join(map(repr, ENGINES))}",
             "correct the name (or NSA_ENGINE)",
         )
-    if asked == "cuda-warp":
+    if asked.startswith("cuda"):
         from .cuda.calls import why_unavailable
 
-        reason = why_unavailable()
+        reason = why_unavailable(asked, gpu or 0)
         if reason is not None:
-            raise EngineError(f"engine {asked!r}", f"it needs a CUDA GPU, and {reason}", "use engine='cpu'")
-    elif on_gpu:
+            advice = "use engine='cpu'" if gpu is None else "use engine='auto'"
+            raise EngineError(f"engine {asked!r}", f"it needs a CUDA GPU, and {reason}", advice)
+    elif gpu is not None:
         raise EngineError(
             f"engine {asked!r} for arrays in GPU memory",
             "the CUDA engines",
@@ -319,62 +341,31 @@ def _choose_engine(engine: str, on_gpu: bool) -> tuple[str, str]:
     return asked, "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
 
 
+def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]) -> tuple[str, str]:
+    """The engine whose predicted time over all patterns of a call is the shortest."""
+    from .cuda.calls import why_unavailable
+
+    why = why_unavailable("cuda-tile", gpu)
+    if why is None:
+        one = kinds[0]
+        empty = np.zeros((1, 1), np.int32)
+        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0)
+        why = "; ".join(_engine("cuda-tile").why_not(request)) or None
+    if why is not None:
+        return "cuda-warp", f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
+    predicted = [predict_gpu(member, kind) for member, kind in zip(members, kinds, strict=True)]
+    tiles = sum(by_tiles for _, by_tiles, _ in predicted)
+    rows = sum(by_rows for _, _, by_rows in predicted)
+    if tiles <= rows:
+        return "cuda-tile", "whole tiles on Tensor Cores cost less than single pairs"
+    return "cuda-warp", "single pairs cost less than whole tiles on Tensor Cores"
+
+
 def gpu_views(q: Any, k: Any, v: Any) -> tuple[Any, ...] | None:
     """Views of arrays that lie in GPU memory, or None if all lie on the host; a mixture is refused."""
     from .cuda.interchange import device_views
 
     return device_views(("q", "k", "v"), (q, k, v))
-
-
-def _warp_choice(pattern: Pattern) -> _Choice:
-    """Rows, whatever the pattern: the engine has no other path."""
-    rows = pattern.rows()
-    return _Choice(rows, Census(rows.nnz, 0, None, 0), "warp", 0.0, 0.0)
-
-
-def _cpu_choice(pattern: Pattern, head_dim: int, value_dim: int, accumulator: np.dtype[Any]) -> _Choice:
-    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used."""
-    census = census_of_tiles(pattern.tiles()) if pattern.regular else census_of_rows(pattern.rows())
-    costs = _COSTS[accumulator]
-    flops = 2 * (head_dim + value_dim)
-    elements = pattern.shape[0] * (head_dim + value_dim)
-    tile = (
-        census.meetings * PANEL * (flops * costs.tile_flop + costs.tile_pair) + elements * costs.tile_element
-    )
-    row = census.nnz * (flops * costs.row_flop + costs.row_pair)
-    row += elements * costs.row_element + pattern.shape[0] * costs.row_query
-    path = "tiles" if tile <= row else "rows"
-    structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
-    return _Choice(structure, census, path, tile, row)
-
-
-def _reference_choice(pattern: Pattern) -> _Choice:
-    rows = pattern.rows()
-    return _Choice(rows, Census(rows.nnz, 0, None, 0), "dense", 0.0, 0.0)
-
-
-def _describe(pattern: Pattern, choice: _Choice, uses: int, size: int) -> list[str]:
-    """The lines of ``explain`` for one distinct pattern."""
-    census = choice.census
-    density = census.nnz / size if size else 0.0
-    lines = [f"pattern {pattern.name} ({uses} heads): {census.nnz} pairs a head, {1 - density:.2%} sparse"]
-    if choice.path == "dense":
-        return [*lines, "  dense float64 mask: the oracle, for checking; slow"]
-    if choice.path == "warp":
-        longest = int(np.diff(choice.structure.indptr).max(initial=0))
-        size_mb = choice.structure.nbytes / 1e6
-        return [*lines, f"  one warp a query over CSR rows of up to {longest} keys, {size_mb:.3g} MB"]
-    kinds = ""
-    if census.full_tiles is not None:
-        kinds = f" ({census.full_tiles} full, {census.tiles - census.full_tiles} partial)"
-    lines.append(f"  tiles of 128 x 128: {census.tiles}{kinds}, fill {census.fill:.1%}")
-    lines.append(f"  keys met by panels of {PANEL} queries: {census.meetings}, fill {census.panel_fill:.1%}")
-    tile, row = choice.tile_nanoseconds / 1e6, choice.row_nanoseconds / 1e6
-    cheaper = "whole panels cost less" if choice.path == "tiles" else "single pairs cost less"
-    lines.append(f"  predicted forward time of a head on one core: tiles {tile:.3g} ms, rows {row:.3g} ms")
-    lines.append(f"  path {choice.path}: {cheaper}")
-    lines.append(f"  memory of the {choice.path}: {choice.structure.nbytes / 1e6:.3g} MB")
-    return lines
 
 
 @functools.cache

@@ -23,11 +23,12 @@ from .. import arrays
 from ..formats.work import Request
 from . import memory, staging, streams
 from .interchange import device_views
+from .launch import target_of
 from .view import DeviceView
 
 __all__ = ["backward", "engine_module", "forward", "why_unavailable"]
 
-_MODULES = {"cuda-warp": "numba_sparse_attn.cuda.warp"}
+_MODULES = {"cuda-tile": "numba_sparse_attn.cuda.tile", "cuda-warp": "numba_sparse_attn.cuda.warp"}
 
 #: From the sizes of a call to what an engine is told; refuses sizes that were not planned for.
 RequestMaker = Callable[[arrays.Dimensions], Request]
@@ -39,8 +40,8 @@ _BACKWARD = ("dout", "q", "k", "v", "out", "lse")
 _GPU_OF_HOST_ARRAYS = 0
 
 
-def why_unavailable() -> str | None:
-    """Why no CUDA engine can run on this machine, or None if one can."""
+def why_unavailable(name: str, device: int) -> str | None:
+    """Why a CUDA engine cannot run on a GPU of this machine, or None if it can."""
     try:
         from cuda.core import Device
         from numba import cuda  # noqa: F401
@@ -50,7 +51,11 @@ def why_unavailable() -> str | None:
         count = len(Device.get_all_devices())
     except Exception as error:  # whatever a machine without a driver makes of the question
         return f"no CUDA driver answers ({error})"
-    return None if count else "there is no CUDA device"
+    if not count:
+        return "there is no CUDA device"
+    if name == "cuda-tile" and target_of(device).major != 9:
+        return f"the tile engine is made for Hopper, and this GPU is {target_of(device).architecture}"
+    return None
 
 
 def engine_module(name: str) -> Any:

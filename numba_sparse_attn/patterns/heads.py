@@ -34,6 +34,8 @@ class HeadPatterns(Sequence["Pattern"]):
 
     def __init__(self, members: Sequence[Pattern], member_of: npt.ArrayLike) -> None:
         self.members = tuple(members)
+        #: What others keep with the patterns, such as plans.
+        self.memo: dict[Any, Any] = {}
         self.member_of = np.array(member_of, np.int32)
         self.member_of.flags.writeable = False
         if not self.members or self.member_of.ndim < 1:
@@ -45,6 +47,10 @@ class HeadPatterns(Sequence["Pattern"]):
                 "one shape for all heads",
                 "build every head's pattern for the same number of queries and keys",
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what others keep, which is of use in this process only."""
+        return {**self.__dict__, "memo": {}}
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -55,6 +55,12 @@ class Pattern:
         self.shape = (int(shape[0]), int(shape[1]))
         self._source = source
         self.name = name
+        #: What others keep with the pattern, such as plans.
+        self.memo: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what others keep, which is of use in this process only."""
+        return {**self.__dict__, "memo": {}}
 
     # Construction
 

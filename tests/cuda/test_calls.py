@@ -99,7 +99,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     monkeypatch.setattr(memory, "_PoolMemory", from_pool)
     engines = planner._engine
     monkeypatch.setattr(planner, "_engine", lambda name: engine if name == "cuda-warp" else engines(name))
-    monkeypatch.setattr(calls, "why_unavailable", lambda: None)
+    monkeypatch.setattr(
+        calls, "why_unavailable", lambda name, device: None if name == "cuda-warp" else "not here"
+    )
     cached = (interchange._torch_stream, memory._torch_dtype, memory._torch_device)
     for function in cached:
         function.cache_clear()
@@ -253,7 +255,7 @@ class TestRequests:
         first.memo["launch"] = "prepared"
         assert plan._request(self.dimensions(3)) is first
         assert plan._request(self.dimensions(4)) is not first
-        assert make_plan()._request(self.dimensions(3)) is not first
+        assert make_plan() is plan and make_plan(scale=2.0)._request(self.dimensions(3)) is not first
 
     def test_only_so_many_are_kept(self, engine: Engine) -> None:
         plan = make_plan()

@@ -1,0 +1,189 @@
+"""What a pattern would cost on the paths that an engine, or a machine, offers; and which is the cheapest.
+
+Predictions are of the forward pass and are only ever compared with each other. They are made from a census
+of the pattern, so what is not used is not built: no masks for a pattern that goes by rows, no rows for a
+regular pattern that goes by tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .formats.census import PANEL, Census, census_of_rows, census_of_tiles
+from .formats.tiles import TILE
+from .formats.work import Structure
+from .patterns.pattern import Pattern
+
+__all__ = ["Choice", "Kind", "choose_cpu", "choose_dense", "choose_gpu", "predict_gpu"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The sizes of a call that costs depend on."""
+
+    heads: int
+    head_dim: int
+    value_dim: int
+    dtype: np.dtype[Any]
+
+    @property
+    def width(self) -> int:
+        """Elements of a key and its value."""
+        return self.head_dim + self.value_dim
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one distinct pattern is run, with the figures that decided it.
+
+    Attributes
+    ----------
+    structure : Tiles or Csr
+    path : {"tiles", "rows", "warp", "dense"}
+    census : Census
+    lines : tuple of str
+        What ``Plan.explain`` says of it.
+    """
+
+    structure: Structure
+    path: str
+    census: Census
+    lines: tuple[str, ...]
+
+
+def _census(pattern: Pattern) -> Census:
+    """Sizes of a pattern, from what is cheapest to build of it."""
+    return census_of_tiles(pattern.tiles()) if pattern.regular else census_of_rows(pattern.rows())
+
+
+def _tile_line(census: Census) -> str:
+    kinds = ""
+    if census.full_tiles is not None:
+        kinds = f" ({census.full_tiles} full, {census.tiles - census.full_tiles} partial)"
+    return f"tiles of {TILE} x {TILE}: {census.tiles}{kinds}, fill {census.fill:.1%}"
+
+
+def _memory_line(structure: Structure, path: str) -> str:
+    return f"memory of the {path}: {structure.nbytes / 1e6:.3g} MB"
+
+
+# The CPU engine -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _CpuCosts:
+    """Nanoseconds of the forward pass on one core with 512-bit vectors; only their ratios decide.
+
+    Fitted to both paths on windows, strided and random patterns of 4096 queries with d = 16, 64 and 128
+    (``python benchmarks/run.py --cases 'path/*'`` repeats the measurement).
+    """
+
+    tile_flop: float  # of a computed pair, selected or not
+    tile_pair: float
+    tile_element: float  # of a query and its output
+    row_flop: float
+    row_pair: float
+    row_element: float
+    row_query: float
+
+
+_CPU_COSTS = {
+    np.dtype(np.float32): _CpuCosts(0.0062, 0.2, 0.6, 0.016, 1.5, 0.8, 90.0),
+    np.dtype(np.float64): _CpuCosts(0.0115, 0.5, 0.9, 0.030, 1.5, 1.2, 90.0),
+}
+
+
+def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
+    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used."""
+    census = _census(pattern)
+    costs = _CPU_COSTS[np.dtype(np.float64 if kind.dtype == np.float64 else np.float32)]
+    flops = 2 * kind.width
+    elements = pattern.shape[0] * kind.width
+    tiles = (
+        census.meetings * PANEL * (flops * costs.tile_flop + costs.tile_pair) + elements * costs.tile_element
+    )
+    rows = census.nnz * (flops * costs.row_flop + costs.row_pair)
+    rows += elements * costs.row_element + pattern.shape[0] * costs.row_query
+    path = "tiles" if tiles <= rows else "rows"
+    structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
+    cheaper = "whole panels cost less" if path == "tiles" else "single pairs cost less"
+    return Choice(
+        structure,
+        path,
+        census,
+        (
+            _tile_line(census),
+            f"keys met by panels of {PANEL} queries: {census.meetings}, fill {census.panel_fill:.1%}",
+            f"predicted forward time of a head on one core: tiles {tiles / 1e6:.3g} ms, "
+            f"rows {rows / 1e6:.3g} ms",
+            f"path {path}: {cheaper}",
+            _memory_line(structure, path),
+        ),
+    )
+
+
+# The GPU engines ----------------------------------------------------------------------------------------
+
+#: Multiprocessors of an H200, which the rates below are those of.
+_MULTIPROCESSORS = 132
+#: Operations a second on whole tiles, by padded head dimension (python benchmarks/run.py --cases 'tile/*').
+_TILE_RATES = {64: 4.3e14, 128: 6.0e14, 192: 5.5e14, 256: 5.5e14}
+#: What looking at a mask costs, in tiles.
+_PARTIAL_TILE = 1.2
+#: Bytes of keys and values a second, gathered one by one and staged in runs ('gpu/*'), by bytes an element.
+_GATHERED_RATE = 9.0e12
+_STAGED_RATES = {2: 14.0e12, 4: 18.0e12, 8: 8.0e12}
+#: Seconds until anything is done at all.
+_TILE_START, _WARP_START = 10e-6, 5e-6
+
+
+def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
+    """(census, seconds by tiles, seconds by rows) of the forward pass of `kind.heads` heads on an H200.
+
+    Examples
+    --------
+    >>> from numba_sparse_attn import patterns
+    >>> kind = Kind(16, 128, 128, np.dtype(np.float16))
+    >>> _, tiles, rows = predict_gpu(patterns.sliding_window(16384, 256), kind)
+    >>> tiles < rows
+    True
+    >>> _, tiles, rows = predict_gpu(patterns.random_keys(16384, per_query=8, seed=0), kind)
+    >>> rows < tiles
+    True
+    """
+    census = _census(pattern)
+    padded = min(256, max(64, -(-max(kind.head_dim, kind.value_dim) // 64) * 64))
+    one_tile = 4 * TILE * TILE * padded * _MULTIPROCESSORS / _TILE_RATES[padded]  # on one multiprocessor
+    work = float(census.tiles)
+    longest = 0
+    if census.full_tiles is not None:
+        work += (census.tiles - census.full_tiles) * (_PARTIAL_TILE - 1.0)
+        longest = int(np.diff(pattern.tiles().indptr).max(initial=0))
+    tiles = _TILE_START + one_tile * max(kind.heads * work / _MULTIPROCESSORS, longest)
+    size = kind.dtype.itemsize
+    rate = _STAGED_RATES[size] if pattern.regular else _GATHERED_RATE
+    rows = _WARP_START + kind.heads * census.nnz * kind.width * size / rate
+    return census, tiles, rows
+
+
+def choose_gpu(pattern: Pattern, kind: Kind, path: str) -> Choice:
+    """One of the paths of the GPU engines, which the planner has chosen for all patterns of a call."""
+    census, tiles, rows = predict_gpu(pattern, kind)
+    structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
+    lines = [
+        _tile_line(census),
+        f"predicted forward time of {kind.heads} heads on an H200: tiles {tiles * 1e3:.3g} ms, "
+        f"rows {rows * 1e3:.3g} ms",
+        _memory_line(structure, "tiles" if path == "tiles" else "rows"),
+    ]
+    return Choice(structure, path, census, tuple(lines))
+
+
+def choose_dense(pattern: Pattern) -> Choice:
+    """The oracle's only path."""
+    rows = pattern.rows()
+    census = Census(rows.nnz, 0, None, 0)
+    return Choice(rows, "dense", census, ("dense float64 mask: the oracle, for checking; slow",))
