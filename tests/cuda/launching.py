@@ -19,6 +19,7 @@ from numba import cuda
 from numba_sparse_attn.cuda import warp
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.cuda.warp import lists
 from numba_sparse_attn.cuda.warp.backward import make_key_backward, make_query_backward
 from numba_sparse_attn.cuda.warp.forward import make_forward
 from numba_sparse_attn.cuda.warp.merge import make_add, make_merge
@@ -134,14 +135,18 @@ class SimulatedEngine:
         replaced = {
             "load_kernel": lambda make, shape, signature, threads, device, blocks=1: (make, shape, signature),
             "launch": self._launch,
-            "PART_KEYS": self._part_keys,
             "SHARING_WARPS": 2,
-            "_LISTS": weakref.WeakKeyDictionary(),
             "memory": SimpleNamespace(scratch=self._scratch),
-            "staging": SimpleNamespace(to_device=lambda array, device, stream: self._view("list", array)),
             "streams": mock.MagicMock(),
         }
-        with mock.patch.multiple(warp, **replaced):
+        lists_replaced = {
+            "PART_KEYS": self._part_keys,
+            "SHARING_WARPS": 2,
+            "staging": SimpleNamespace(to_device=lambda array, device, stream: self._view("list", array)),
+            "streams": mock.MagicMock(),
+            "_LISTS": weakref.WeakKeyDictionary(),
+        }
+        with mock.patch.multiple(warp, **replaced), mock.patch.multiple(lists, **lists_replaced):
             function(request, *(self._view(name, array) for name, array in arrays.items()))
 
     def _view(self, name, array):

@@ -10,20 +10,17 @@ import functools
 import itertools
 import math
 import operator
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from ...errors import EngineError
-from ...formats.csr import Csr, canonical, to_csr
-from ...formats.work import Request, Structure
-from .. import memory, staging, streams
+from ...formats.csr import Csr
+from ...formats.work import Request
+from .. import memory, streams
 from ..launch import launch, load_kernel
 from ..view import DeviceView
 from .backward import (
@@ -36,8 +33,8 @@ from .backward import (
     make_query_backward,
 )
 from .forward import FORWARD_SIGNATURE, FORWARD_THREADS, make_forward
+from .lists import Heads, Lists, by_key_of, heads_with, lists_of
 from .merge import ADD_SIGNATURE, MERGE_SIGNATURE, make_add, make_merge
-from .schedule import PART_KEYS, Schedule, make_schedule, share_runs
 from .shape import MOST_HEAD_DIM, SHARING_WARPS, WARPS, WarpShape, shared_shape, warp_shape
 
 __all__ = ["backward", "forward", "why_not"]
@@ -71,125 +68,7 @@ def why_not(request: Request) -> list[str]:
     return reasons
 
 
-# What lies on the device beside the arrays ------------------------------------------------------------------
-
-
-class _Lists(NamedTuple):
-    """A schedule on a device; addresses stay valid while `hold` lives."""
-
-    blocks: int
-    parts: int
-    items: int
-    indices: int
-    segments: tuple[int, int, int]
-    long_rows: int
-    long_count: int
-    shared: bool
-    hold: tuple[DeviceView, ...]
-
-
-#: By structure; then by device, whether blocks may stage runs, and whether indices are widened.
-_LISTS: weakref.WeakKeyDictionary[Csr, dict[tuple[int, bool, bool], _Lists]] = weakref.WeakKeyDictionary()
-_LISTS_LOCK = threading.Lock()
-
-
-def _lists_of(csr: Csr, device: int, *, share: bool, wide: bool) -> _Lists:
-    """The schedule of a structure, copied to the device when it is first used there.
-
-    `share` says whether blocks may stage runs of keys; it is done if that pays.
-    """
-    with _LISTS_LOCK:
-        known = _LISTS.setdefault(csr, {})
-        found = known.get((device, share, wide))
-        if found is None:
-            schedule = share_runs(csr, SHARING_WARPS, PART_KEYS) if share else None
-            if schedule is not None:
-                found = _copied(schedule, device, wide)
-            elif share:
-                found = known.get((device, False, wide))
-            if found is None:
-                found = _copied(make_schedule(csr, PART_KEYS, WARPS), device, wide)
-            known[device, share, wide] = found
-            if not found.shared:
-                known[device, False, wide] = found
-        return found
-
-
-def _copied(schedule: Schedule, device: int, wide: bool) -> _Lists:
-    indices = schedule.indices.astype(np.int64 if wide else np.int32, copy=False)
-    arrays: list[npt.NDArray[Any]] = [schedule.items, indices, schedule.long_rows]
-    if schedule.segments is not None:
-        arrays += [schedule.segments.spans, schedule.segments.runs, schedule.segments.bounds]
-    stream = streams.own_stream(device)  # the caller's may be capturing a graph, or be gone tomorrow
-    copies = tuple(staging.to_device(array, device, stream) for array in arrays)
-    streams.stream_object(stream, device).sync()
-    addresses = [copy.address for copy in copies] + [0, 0, 0]
-    return _Lists(
-        blocks=len(schedule.items),
-        parts=schedule.parts,
-        items=addresses[0],
-        indices=addresses[1],
-        segments=(addresses[3], addresses[4], addresses[5]),
-        long_rows=addresses[2],
-        long_count=len(schedule.long_rows),
-        shared=schedule.segments is not None,
-        hold=copies,
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _table(entries: bytes, device: int) -> DeviceView:
-    """int32 head numbers on a device, for structures that only some heads have."""
-    stream = streams.own_stream(device)
-    view = staging.to_device(np.frombuffer(entries, np.int32), device, stream)
-    streams.stream_object(stream, device).sync()
-    return view
-
-
-_MIXED: weakref.WeakKeyDictionary[Structure, dict[tuple[int, ...], tuple[Csr, Any]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _by_key(structures: Sequence[Structure]) -> Csr:
-    """The queries that see a key, for query heads with these structures that share it.
-
-    One structure: its transpose. Several: their transposes side by side, so that an index names the
-    head, ``index // n_q``, and the query, ``index % n_q``.
-    """
-    first = structures[0]
-    assert isinstance(first, Csr)
-    if len(structures) == 1:
-        return first.transposed
-    kept = _MIXED.setdefault(first, {})
-    key = tuple(id(structure) for structure in structures)
-    if key not in kept:
-        sides = [to_csr(structure.transposed) for structure in structures if isinstance(structure, Csr)]
-        joined = sparse.hstack(sides, format="csr")
-        csr = canonical(joined.shape, joined.indptr, joined.indices)
-        # References to the others keep their ids theirs; the first is the key of the dictionary.
-        kept[key] = csr, tuple(structures[1:])
-    return kept[key][0]
-
-
-# Which heads, which batch elements --------------------------------------------------------------------------
-
-
-class _Heads(NamedTuple):
-    """Heads of a launch: the address of their table or 0, how many, and what keeps the table."""
-
-    table: int
-    number: int
-    hold: DeviceView | None
-
-
-def _heads_with(which: npt.NDArray[Any], number: int, device: int) -> _Heads:
-    """The entries of a flat table of structure numbers that have one of them."""
-    entries = np.flatnonzero(which == number).astype(np.int32)
-    if entries.size == which.size:
-        return _Heads(0, entries.size, None)
-    table = _table(entries.tobytes(), device)
-    return _Heads(table.address, entries.size, table)
+# Batch elements ---------------------------------------------------------------------------------------------
 
 
 def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[_Operand, ...]]]:
@@ -297,7 +176,7 @@ def _lists_and_shape(
     aligned: bool,
     *,
     mixed: bool = False,
-) -> tuple[_Lists, WarpShape]:
+) -> tuple[Lists, WarpShape]:
     """The schedule of a structure, and the kernel's shape: staging where rows have runs in common."""
     size = request.dtype.itemsize
     aligned = aligned and all(
@@ -311,7 +190,7 @@ def _lists_and_shape(
         request.dtype.name, request.head_dim, request.value_dim, aligned=aligned, wide=wide, mixed=mixed
     )
     staged = shared_shape(shape, SHARING_WARPS)
-    lists = _lists_of(csr, arrays[0].device, share=staged is not None, wide=wide)
+    lists = lists_of(csr, arrays[0].device, share=staged is not None, wide=wide)
     return lists, staged if staged is not None and lists.shared else shape
 
 
@@ -328,13 +207,13 @@ def forward(
     Called by the planner: ``nsa.sparse_attention(q, k, v, pattern, engine="cuda-warp")``.
     """
     addresses = [q.address, k.address, v.address, out.address]
-    unaligned = (addresses[0] | addresses[1] | addresses[2] | addresses[3]) & 15
+    aligned = not (addresses[0] | addresses[1] | addresses[2] | addresses[3]) & 15
     strides = q.strides, k.strides, v.strides, out.strides
-    layout = "forward", lse is not None, unaligned, out.device, q.shape, strides
+    layout = "forward", lse is not None, aligned, out.device, q.shape, strides
     prepared = request.memo.get(layout)
     if prepared is None:
         arrays = (q, k, v, out)
-        prepared = _keep(request, layout, _prepare_forward(request, arrays, not unaligned, lse is not None))
+        prepared = _keep(request, layout, _prepare_forward(request, arrays, aligned, lse is not None))
     addresses.append(0 if lse is None else lse.address)
     _run(prepared, addresses, out)
 
@@ -355,7 +234,7 @@ def _prepare_forward(
         lse_source = 4 if lse_wanted else _NULL
         for number, csr in enumerate(request.structures):
             assert isinstance(csr, Csr)
-            group = _heads_with(which, number, device)
+            group = heads_with(which, number, device)
             if not group.number or not csr.shape[0]:
                 continue
             lists, shape = _lists_and_shape(request, csr, arrays, aligned)
@@ -417,12 +296,12 @@ def backward(
     """
     arrays = (q, k, v, out, dout, dq, dk, dv)
     addresses = [array.address for array in arrays]
-    unaligned = functools.reduce(operator.or_, addresses) & 15
-    layout = "backward", unaligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays]
+    aligned = not functools.reduce(operator.or_, addresses) & 15
+    layout = "backward", aligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays]
     prepared = request.memo.get(layout)
     if prepared is None:
         _require_contiguous(lse)
-        prepared = _keep(request, layout, _prepare_backward(request, arrays, not unaligned))
+        prepared = _keep(request, layout, _prepare_backward(request, arrays, aligned))
     addresses.append(lse.address)
     _run(prepared, addresses, dq)
 
@@ -456,7 +335,7 @@ class _Pass(NamedTuple):
         return sources, offsets, tuple(itertools.chain(*(self.operands[place][1] for place in places)))
 
     def add(
-        self, place: int, lists: _Lists, group: _Heads, heads: int, columns: tuple[int, int, int]
+        self, place: int, lists: Lists, group: Heads, heads: int, columns: tuple[int, int, int]
     ) -> _Launch:
         """Add up partial sums into an array: columns are (elements of a slot, first, how many)."""
         device = self.arrays[0].device
@@ -495,7 +374,7 @@ def _query_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> 
     sources, offsets, strides = one.kernel_arguments((_Q, _K, _V, _OUT, _DOUT, _DQ))
     for number, csr in enumerate(request.structures):
         assert isinstance(csr, Csr)
-        group = _heads_with(which.reshape(-1), number, device)
+        group = heads_with(which.reshape(-1), number, device)
         if not group.number or not csr.shape[0]:
             continue
         lists, shape = _lists_and_shape(request, csr, one.arrays, one.aligned)
@@ -523,8 +402,8 @@ def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tu
     kinds, kind_of = np.unique(which.reshape(-1, request.group), axis=0, return_inverse=True)
     for number, kind in enumerate(kinds):
         mixed = bool((kind != kind[0]).any())
-        by_key = _by_key([request.structures[i] for i in (kind if mixed else kind[:1])])
-        group = _heads_with(kind_of.reshape(-1), number, device)
+        by_key = by_key_of([request.structures[i] for i in (kind if mixed else kind[:1])])
+        group = heads_with(kind_of.reshape(-1), number, device)
         if not by_key.shape[0]:
             continue
         lists, shape = _lists_and_shape(request, by_key, one.arrays, one.aligned, mixed=mixed)

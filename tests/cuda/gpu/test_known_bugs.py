@@ -23,8 +23,8 @@ from ...hard_cases import LAYOUTS, MALFORMED, causal_window, relaid, same_bits
 
 pytestmark = pytest.mark.gpu
 
-#: Element types that each engine takes.
-KINDS = {"cuda-warp": tuple(DTYPES)}
+#: Element types that each engine takes. The tile engine's gradients are the warp engine's, from its results.
+KINDS = {"cuda-warp": tuple(DTYPES), "cuda-tile": ("float16", "bfloat16")}
 every_engine = pytest.mark.parametrize("engine", KINDS)
 every_kind = pytest.mark.parametrize(
     ("engine", "dtype"), [(engine, dtype) for engine, dtypes in KINDS.items() for dtype in dtypes]

@@ -9,7 +9,7 @@ import pytest
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn import HeadPatterns, patterns
-from numba_sparse_attn.cuda import warp
+from numba_sparse_attn.cuda.warp import lists
 from numba_sparse_attn.cuda.warp.schedule import share_runs
 from numba_sparse_attn.cuda.warp.shape import SHARING_WARPS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
@@ -65,7 +65,7 @@ def test_head_dimensions_and_groups(head_dim, dtype):
 
 @every_dtype
 def test_long_rows_are_shared_and_folded(dtype, monkeypatch):
-    monkeypatch.setattr(warp, "PART_KEYS", 16)
+    monkeypatch.setattr(lists, "PART_KEYS", 16)
     for mask in (ragged(40, 200), patterns.sliding_window(300, 60).toarray()):
         problem = random_problem(mask, heads=4, kv_heads=2, head_dim=64, dtype=DTYPES[dtype])
         budget_for(problem).check(**run_call(problem, mask, engine="cuda-warp"))

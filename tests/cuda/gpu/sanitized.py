@@ -1,0 +1,48 @@
+"""A small call of every kernel, for compute-sanitizer; ``test_sanitizer.py`` runs this file.
+
+Staged runs and gathered keys, long rows in parts, groups whose heads differ, rows of odd length read by
+elements, and tiles, full and partial.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+
+import numba_sparse_attn as nsa
+from numba_sparse_attn import patterns
+from numba_sparse_attn.cuda.warp import lists
+
+
+def attend(pattern, n, engine, *, heads=4, head_dim=64, dtype=torch.float16):
+    q, dout = torch.randn(2, heads, n, head_dim, device="cuda").to(dtype)
+    k, v = torch.randn(2, heads // 2, n, head_dim, device="cuda").to(dtype)
+    out, lse = nsa.sparse_attention(q, k, v, pattern, engine=engine, return_lse=True)
+    nsa.sparse_attention_backward(dout, q, k, v, out, lse, pattern, engine=engine)
+    torch.cuda.synchronize()
+    assert torch.isfinite(out).all()
+
+
+def main():
+    torch.manual_seed(0)
+    n = 200
+    window = patterns.sliding_window(n, 20) | patterns.global_tokens(n, [3])
+    scattered = patterns.random_keys(n, per_query=20, seed=0)
+    for dtype in (torch.float16, torch.float32):
+        attend(window, n, "cuda-warp", dtype=dtype)
+        attend(scattered, n, "cuda-warp", dtype=dtype, head_dim=33)
+    attend([window, scattered, scattered, window], n, "cuda-warp")
+    if sys.argv[1:] != ["cuda-warp"] and torch.cuda.get_device_capability()[0] == 9:
+        for head_dim in (64, 128):
+            attend(window, n, "cuda-tile", head_dim=head_dim)
+            attend(patterns.full(n), n, "cuda-tile", head_dim=head_dim)
+    lists.PART_KEYS = 16
+    attend(nsa.as_pattern(np.ones((n, n), bool)), n, "cuda-warp")
+    attend(patterns.random_keys(n, per_query=40, seed=1), n, "cuda-warp")
+
+
+if __name__ == "__main__":
+    main()
+    print("done")

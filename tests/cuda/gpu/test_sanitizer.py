@@ -1,0 +1,31 @@
+"""compute-sanitizer finds nothing in a small call of every kernel; it comes with the CUDA toolkit."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+CASES = Path(__file__).with_name("sanitized.py")
+
+
+@pytest.mark.parametrize(("tool", "engines"), [("memcheck", "all"), ("racecheck", "cuda-warp")])
+def test_nothing_is_found(tool, engines):
+    """Races are looked for in the warp engine only: the tool does not know what the copy engine orders."""
+    program = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path="/usr/local/cuda/bin"
+    )
+    assert program, "compute-sanitizer is not on the path: it is part of the CUDA toolkit"
+    run = subprocess.run(
+        [program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(CASES), engines],
+        cwd=CASES.parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0 and "done" in run.stdout, f"{run.stdout[-4000:]}\n{run.stderr[-2000:]}"
