@@ -12,16 +12,20 @@ from numba.core.types import int32, int64, uint32
 from .instructions import instruction
 
 __all__ = [
+    "acquire_map",
     "commit_stores",
     "copy_bytes",
     "load_box",
-    "prefetch_map",
     "store_box",
     "wait_for_reads",
     "wait_for_stores",
 ]
 
 _PLACE = (int32, int32, int32, int32)
+
+#: (map): let this thread's copies read the description as it is now, and not as it is remembered from a
+#: time when its memory held another one.
+acquire_map = instruction("fence.proxy.tensormap::generic.acquire.gpu [$0], 128;", "l", (int64,))
 
 #: (shared address, map, barrier, column, row, head, batch): its bytes complete on the barrier.
 load_box = instruction(
@@ -53,6 +57,3 @@ wait_for_reads = instruction("cp.async.bulk.wait_group.read 0;", "", ())
 
 #: ... and when what they write is in global memory.
 wait_for_stores = instruction("cp.async.bulk.wait_group 0;", "", ())
-
-#: (map): fetch a description before it is needed.
-prefetch_map = instruction("prefetch.tensormap [$0];", "l", (int64,))

@@ -44,6 +44,7 @@ from ..ptx.barriers import (
 from ..ptx.registers import pack_pair
 from ..ptx.shared import load_shared_int32, shared_address, store_shared_int32
 from ..ptx.tma import (
+    acquire_map,
     commit_stores,
     copy_bytes,
     load_box,
@@ -189,6 +190,8 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
         if warpgroup == _CONSUMERS:
             keep_few()
             if thread == 128 * _CONSUMERS:
+                for number in range(3):
+                    acquire_map(maps + 128 * number)
                 turn = int32(0)
                 while item < last_item:
                     place = load_int64(work + 32 * int64(item))
@@ -258,6 +261,8 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
             consumer = warpgroup
             mine = int32(thread & 127)
             lane = int32(thread & 31)
+            if mine == 0:
+                acquire_map(maps + 384)
             # Of the 64 rows of a warpgroup, this thread has number `row` and the one 8 further down.
             row = int32(((mine >> 5) << 4) + (lane >> 2))
             # Operands of products are named in units of 16 bytes.

@@ -22,6 +22,7 @@ from .copies import COPY_SIGNATURE, COPY_THREADS, make_copy
 from .forward_sm90 import FORWARD_SIGNATURE, THREADS, make_forward
 from .maps import MapSets, TensorLayout, map_sets
 from .operands import Operand, Part, parts_of
+from .packing import pack_groups
 from .schedule import schedule_of
 from .shape import TileShape, tile_shape
 
@@ -107,6 +108,7 @@ def prepare_forward(
     request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView
 ) -> tuple[ForwardLaunch, ...]:
     """The launches of a call on arrays with these shapes, strides and alignments."""
+    request, q, out = pack_groups(request, q, out, _multiprocessors(out.device))
     masked = any(tiles.partial_count for tiles in _tiles(request))
     kind = request.dtype.name
     shape = tile_shape(kind, request.head_dim, request.value_dim, masked=masked, negate=request.scale < 0)

@@ -69,7 +69,7 @@ def assign(costs: npt.NDArray[np.int64], blocks: int) -> tuple[npt.NDArray[np.in
     >>> import numpy as np
     >>> order, begins = assign(np.array([1, 2, 3, 4, 5]), 2)
     >>> order.tolist(), begins.tolist()
-    ([4, 1, 0], [0, 3, 5])
+    ([4, 1, 0, 3, 2], [0, 3, 5])
     """
     order = np.argsort(-costs, kind="stable")
     turn, seat = np.divmod(np.arange(len(costs)), blocks)

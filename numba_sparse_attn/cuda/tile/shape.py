@@ -33,6 +33,8 @@ class _Blocking(NamedTuple):
 
 #: By the wider of the two dimensions, rounded up to chunks: 227 KB of shared memory is the bound, and the
 #: 240 registers of a thread: at 256, sums take 128 of them and leave no room for scores of 128 keys.
+#: Measured on an H200 with dense tiles, 4096 tokens, float16, in TFLOP/s: at 64, 421 (64 keys, two blocks a
+#: multiprocessor: 411); at 128, 616 (one query buffer, memory of their own for results: 594); at 256, 669.
 _BLOCKINGS = {
     64: _Blocking(128, 4, 2),
     128: _Blocking(128, 2, 2),

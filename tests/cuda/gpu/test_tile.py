@@ -76,6 +76,16 @@ def test_lengths(n_q, n_k, head_dim):
     check(replace(full, mask=sparse), tiles_of(sparse))
 
 
+@pytest.mark.parametrize("n_q", [1, 5, 50])
+def test_few_queries_of_grouped_heads(n_q):
+    """With more heads than multiprocessors, a group's queries are rows of one tile."""
+    mask = np.random.default_rng(n_q).random((n_q, 300)) < 0.5
+    mask[n_q // 2] = n_q == 1
+    problem = random_problem(mask, heads=32, kv_heads=4, head_dim=64, dtype=np.float16, batch=(16,))
+    check(problem, tiles_of(mask))
+    check(problem, tiles_of(mask), poison=np.inf)
+
+
 def test_no_keys_at_all():
     problem = random_problem(np.zeros((150, 0), bool), heads=2, head_dim=64, dtype=np.float16)
     result = run(problem, tiles_of(problem.mask))
