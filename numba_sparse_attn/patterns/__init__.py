@@ -27,6 +27,7 @@ from .longformer import longformer
 from .multimodal import multimodal
 from .multiscale_grid import multiscale_grid
 from .neighborhood import neighborhood
+from .outline import outline
 from .pattern import Pattern
 from .periodic_global import periodic_global
 from .prefix import prefix
@@ -67,6 +68,7 @@ __all__ = [
     "multimodal",
     "multiscale_grid",
     "neighborhood",
+    "outline",
     "periodic_global",
     "prefix",
     "random_blocks",
