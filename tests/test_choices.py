@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import numba_sparse_attn as nsa
-from numba_sparse_attn import choices, patterns
+from numba_sparse_attn import choices, patterns, planner
 from numba_sparse_attn.choices import Kind, predict_gpu
 from numba_sparse_attn.cuda import calls
 from numba_sparse_attn.formats import Csr, Tiles
@@ -23,6 +23,7 @@ CALL = {"heads": 8, "head_dim": 128, "dtype": "float16", "device": "cuda"}
 def hopper(monkeypatch):
     """A machine whose GPU can run every engine."""
     monkeypatch.setattr(calls, "why_unavailable", lambda name, device: None)
+    monkeypatch.setattr(planner, "_AUTOMATIC", ("cuda-tile", "cuda-warp"))
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def older(monkeypatch):
     monkeypatch.setattr(
         calls, "why_unavailable", lambda name, device: "it is old" if name == "cuda-tile" else None
     )
+    monkeypatch.setattr(planner, "_AUTOMATIC", ("cuda-tile", "cuda-warp"))
 
 
 DENSE = {
