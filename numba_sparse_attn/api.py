@@ -53,7 +53,7 @@ def sparse_attention(
         Factor on q k^T; ``1 / sqrt(d)`` if not given.
     return_lse : bool
         Also return the logarithm of each row's sum of exp(score).
-    engine : {"auto", "cpu", "cuda-warp", "reference"}
+    engine : {"auto", "cpu", "cuda-tile", "cuda-warp", "reference"}
         "auto" computes where the arrays are. An engine asked for by name runs the call or refuses it;
         it never hands it on.
     out : array, optional
