@@ -7,6 +7,9 @@
 (4, 256, 64)
 """
 
+import importlib
+from typing import Any
+
 from . import patterns
 from .api import (
     create_sparse_mask,
@@ -48,3 +51,16 @@ __all__ = [
     "sparse_attention",
     "sparse_attention_backward",
 ]
+
+#: Sub-packages that are imported when they are first used: ``import numba_sparse_attn`` stays as fast.
+_LAZY = ("analysis", "plot")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
