@@ -40,6 +40,14 @@ _SHORT_NAME = 26
 _MASKS = 512
 #: Okabe and Ito's orange and blue: a light color and a dark one.
 _LIGHT_COLOR, _DARK_COLOR = "#E69F00", "#0072B2"
+#: A legend below the axis label: the distance is in font sizes, so it holds for axes of any height.
+_BELOW: dict[str, Any] = {
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, 0.0),
+    "borderaxespad": 4.0,
+    "ncols": 2,
+    "frameon": False,
+}
 #: Weights less than this share of the largest are drawn alike.
 _FAINTEST = 1e-6
 
@@ -281,8 +289,7 @@ def plot_pareto(comparison: Comparison, ax: Axes | None = None) -> Axes:
         shown: dict[str, Any] = {"color": "black", "marker": f"${number}$", "markeredgewidth": 0}
         ax.plot([], [], linestyle="", label=_short(row["pattern"]), **shown)
     ax.margins(x=0.1, y=0.14)
-    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 4.0}
-    ax.legend(ncols=2, frameon=False, fontsize="small", **below)
+    ax.legend(fontsize="small", **_BELOW)
     return ax
 
 
@@ -379,9 +386,7 @@ def plot_tiles(pattern: Any, ax: Axes | None = None) -> Axes:
         Patch(facecolor=_DARK_COLOR, edgecolor="black", label=f"{tiles.full_count} full tiles"),
         Patch(facecolor=_LIGHT_COLOR, edgecolor="black", label=f"{tiles.partial_count} partial tiles"),
     ]
-    # Below the axis label: the distance is in font sizes, so it holds for axes of any height.
-    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 4.0}
-    ax.legend(handles=handles, ncols=2, frameon=False, **below)
+    ax.legend(handles=handles, **_BELOW)
     return ax
 
 

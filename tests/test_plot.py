@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 from matplotlib import colors, pyplot
 from matplotlib.axes import Axes
 
-from numba_sparse_attn import Pattern, PatternError, patterns
-from numba_sparse_attn.plot import _kinds, _shares, plot_pattern, plot_tiles
+from numba_sparse_attn import ArgumentError, HeadPatterns, Pattern, PatternError, analysis, patterns
+from numba_sparse_attn.plot import (
+    _kinds,
+    _shares,
+    plot_heads,
+    plot_pareto,
+    plot_pattern,
+    plot_receptive_field,
+    plot_tiles,
+    plot_weights,
+)
 
 matplotlib.use("agg")
 
@@ -117,3 +126,98 @@ def test_what_can_be_drawn(plot: type) -> None:
     assert plot(patterns.random_keys(200, 2, 0)).get_title().startswith("random_keys")
     with pytest.raises(PatternError, match="one pattern a picture"):
         plot(patterns.strided_heads(16, 4, 4))
+
+
+def test_heads_are_drawn_side_by_side() -> None:
+    stack = patterns.strided_heads(32, 4, 4) + patterns.causal(32).heads(3)
+    figure = plot_heads(stack)
+    assert len(figure.axes) == 5
+    for head, ax in enumerate(figure.axes):
+        np.testing.assert_array_equal(image(ax).filled(0) > 0, stack[head].toarray())
+        assert ax.get_title().startswith(f"head {head}\n")
+    batch = HeadPatterns([patterns.causal(8), patterns.full(8)], [[0, 1], [1, 1]])
+    figure = plot_heads(batch, pyplot.figure())
+    assert [ax.get_title().splitlines()[0] for ax in figure.axes] == [
+        f"head {place}" for place in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+
+
+def test_heads_share_a_color_bar_where_cells_are_shares() -> None:
+    figure = plot_heads(patterns.causal(5000).heads(2))
+    *heads, bar = figure.axes
+    cell = round(heads[0].images[0].get_extent()[1] / image(heads[0]).shape[1])
+    assert len(heads) == 2 and f"{cell} x {cell}" in bar.get_ylabel()
+    assert len(plot_heads(patterns.causal(16)).axes) == 1
+    assert not plot_heads(patterns.full(0).heads(2)).axes[0].images
+
+
+def test_weights_are_drawn_as_they_are() -> None:
+    q, k = np.random.default_rng(0).standard_normal((2, 3, 2, 40, 4))
+    weights = analysis.attention_map(q, k, patterns.causal(40))
+    ax = weights.plot(head=(2, 1))
+    drawn = image(ax)
+    np.testing.assert_array_equal(drawn.filled(0), weights.mass[2, 1])
+    np.testing.assert_array_equal(np.ma.getmaskarray(drawn), ~np.tri(40, dtype=bool))
+    assert isinstance(ax.images[0].norm, colors.LogNorm)
+    assert ax.images[0].norm.vmax == weights.mass[2, 1].max()
+    assert ax.figure.axes[1].get_ylabel() == "weight"
+    with pytest.raises(ArgumentError, match="head=1"):
+        weights.plot(head=1)
+
+
+def test_weights_of_long_sequences_come_in_cells() -> None:
+    q, k = np.random.default_rng(0).standard_normal((2, 1000, 4))
+    weights = analysis.attention_map(q, k, patterns.sliding_window(1000, 20), cells=64)
+    ax = plot_weights(weights)
+    assert image(ax).shape == (63, 63) and (ax.get_xlim(), ax.get_ylim()) == ((0, 1000), (1000, 0))
+    assert "16 x 16" in ax.figure.axes[1].get_ylabel()
+    assert not plot_weights(analysis.attention_map(q[:3], k[:3], np.zeros((3, 3), bool))).images
+
+
+@pytest.mark.parametrize("n", [60, 3000])
+def test_receptive_field_layer_by_layer(n: int) -> None:
+    field = analysis.receptive_field(patterns.sliding_window(n, 2, causal=True), depth=3, queries=[0, n - 1])
+    ax = field.plot()
+    drawn = image(ax).filled(0)
+    starts = np.arange(0, n, round(ax.images[0].get_extent()[1] / drawn.shape[1]))
+    for layers in range(4):
+        reached = np.arange(n) >= n - 1 - 2 * layers  # the last query reaches most
+        sizes = np.diff(np.append(starts, n))
+        np.testing.assert_allclose(drawn[layers], np.add.reduceat(reached, starts, dtype=int) / sizes)
+    assert ax.get_xlabel() == f"key (of query {n - 1})" and ax.lines[0].get_xdata()[0] == n - 0.5
+    assert plot_receptive_field(field, query=0).get_xlabel() == "key (of query 0)"
+    with pytest.raises(ArgumentError, match="query=5"):
+        field.plot(query=5)
+
+
+def test_receptive_field_of_nothing() -> None:
+    assert not analysis.receptive_field(patterns.full(0), depth=1).plot().images
+
+
+def test_pareto_front() -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 200, 8))
+    names = {
+        "a": patterns.sliding_window(200, 5),
+        "b": patterns.sliding_window(200, 50),
+        "c": patterns.full(200),
+    }
+    worse = patterns.band(200, 0, 150)
+    table = analysis.compare(q, k, v, {**names, "worse": worse}, baseline=patterns.full(200))
+    assert table.front == ["a", "b", "c"]
+    ax = table.plot()
+    beaten, front = ax.lines[:2]
+    by_name = {row["pattern"]: (row["pairs"], row["error"]) for row in table.rows}
+    assert beaten.get_xydata().tolist() == [list(by_name["worse"])]
+    assert front.get_xydata().tolist() == [list(by_name[name]) for name in table.front]
+    assert (beaten.get_marker(), front.get_marker()) == ("s", "o") and front.get_drawstyle() == "steps-post"
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()][2:] == table.front
+    assert ax.get_xscale() == "log"
+
+
+def test_patterns_without_pairs_have_a_place_on_the_axis() -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 8, 4))
+    ax = plot_pareto(analysis.compare(q, k, v, [np.zeros((8, 8), bool), patterns.full(8)]))
+    assert ax.get_xscale() == "linear" and len(ax.lines[1].get_xydata()) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,13 @@ import numpy.typing as npt
 
 from .. import api
 from ..errors import ArgumentError, PatternError
+from ..formats.census import count_blocks
 from ..formats.tiles import TILE
 from ..patterns.convert import as_pattern
 from ..patterns.full import full
+from ..patterns.heads import HeadPatterns
+from ..patterns.pattern import Pattern
+from ..planner import Plan
 from ._inputs import AnyPattern, members_of
 from .table import Table
 
@@ -175,12 +179,13 @@ def median_seconds(runners: Mapping[str, Callable[[], object]], seconds: float) 
     return {name: float(np.median(samples)) for name, samples in taken.items()}
 
 
-def _counted(name: str, pattern: AnyPattern, plan: Any) -> dict[str, Any]:
+def _counted(name: str, pattern: AnyPattern, plan: Plan) -> dict[str, Any]:
     n_q, n_k = pattern.shape
     width, size = plan.head_dim + plan.value_dim, plan.dtype.itemsize
     members = members_of(pattern)
-    # One pattern serves all heads; several are one for each head of each batch element.
-    index = np.zeros(plan.heads, np.int64) if len(members) == 1 else np.ravel(pattern.member_of)  # type: ignore[union-attr]
+    # One pattern serves all heads; HeadPatterns have one for each head of each batch element.
+    own = pattern.member_of if isinstance(pattern, HeadPatterns) else np.zeros(1, np.int32)
+    index = np.broadcast_to(own, (*own.shape[:-1], plan.heads)).reshape(-1)
     uses = np.bincount(index, minlength=len(members))
     pairs = int(np.dot(uses, [member.nnz for member in members]))
     batch = len(index) // plan.heads
@@ -205,11 +210,9 @@ def _counted(name: str, pattern: AnyPattern, plan: Any) -> dict[str, Any]:
     }
 
 
-def _tiles(pattern: Any) -> int:
+def _tiles(pattern: Pattern) -> int:
     if pattern.regular:
         return int(pattern.tiles().count)
-    from ..formats.census import count_blocks
-
     rows = pattern.rows()
     return int(count_blocks(rows.indptr, rows.indices, rows.shape[1], TILE, TILE))
 
@@ -218,10 +221,10 @@ def _index_size(n_k: int) -> int:
     return 4 if n_k <= np.iinfo(np.int32).max else 8
 
 
-def _runner(plan: Any) -> Callable[[], object]:
+def _runner(plan: Plan) -> Callable[[], object]:
     """A call of a plan on arrays of its own."""
     n_q, n_k = plan.pattern.shape
-    lead: Sequence[int] = () if not hasattr(plan.pattern, "member_of") else plan.pattern.member_of.shape[:-1]
+    lead = plan.pattern.member_of.shape[:-1] if isinstance(plan.pattern, HeadPatterns) else ()
     rng = np.random.default_rng(0)
 
     def normal(heads: int, n: int, width: int) -> npt.NDArray[Any]:
