@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,10 +41,11 @@ class Complexity(Table):
         "dense_weight_bytes": ("dense weights", ".3g"),
         "csr_bytes": ("as CSR", ".3g"),
         "plan_bytes": ("plan", ".3g"),
+        "peak_bytes": ("peak", ".3g"),
         "seconds": ("seconds", ".3g"),
         "dense_seconds": ("dense", ".3g"),
         "speedup": ("speed-up", ".2f"),
-        "ideal_speedup": ("of ideal", ".2f"),
+        "efficiency": ("efficiency", ".2f"),
     }
 
     @property
@@ -53,7 +55,7 @@ class Complexity(Table):
         Of use where the rows are one pattern at several lengths; empty for a single length.
         """
         lengths = np.array(self.column("n_q"), np.float64)
-        names = ("pairs", "forward_flops", "least_bytes", "plan_bytes", "seconds", "dense_seconds")
+        names = ("pairs", "forward_flops", "least_bytes", "plan_bytes", "peak_bytes", "seconds")
         if len(np.unique(lengths)) < 2:
             return {}
         values = {name: self.column(name) for name in names if all(name in row for row in self.rows)}
@@ -82,8 +84,9 @@ def complexity(
     k, v and out moved once; `gathered_bytes`, a key and a value moved for every pair;
     `dense_weight_bytes`, what a dense implementation holds; `csr_bytes`, the pairs as SciPy would store
     them; `tiles`, of 128 x 128. Read off: `plan_bytes`, what our plan holds. Measured, forward, on
-    normally distributed NumPy arrays: `seconds` and `dense_seconds`, whose ratio is the `speedup`; the
-    `ideal_speedup` is that ratio over the ratio of the pairs.
+    normally distributed NumPy arrays: `peak_bytes`, the most that a call holds of NumPy's memory, its
+    result included; `seconds` and `dense_seconds`, whose ratio is the `speedup`. `efficiency` is the
+    speed-up over the one that fewer pairs promise.
 
     Parameters
     ----------
@@ -139,10 +142,10 @@ def complexity(
                     engine=engine,
                 )
                 runners["dense_seconds"] = _runner(everything)
-            row |= median_seconds(runners, seconds)
+            row |= {"peak_bytes": _peak_bytes(runners["seconds"]), **median_seconds(runners, seconds)}
             if dense:
                 row["speedup"] = row["dense_seconds"] / row["seconds"]
-                row["ideal_speedup"] = row["speedup"] * row["density"]
+                row["efficiency"] = row["speedup"] * row["density"]
         rows.append(row)
     return Complexity(rows)
 
@@ -232,5 +235,20 @@ def _runner(plan: Plan) -> Callable[[], object]:
 
     q = normal(plan.heads, n_q, plan.head_dim)
     k, v = normal(plan.kv_heads, n_k, plan.head_dim), normal(plan.kv_heads, n_k, plan.value_dim)
-    out = np.empty((*q.shape[:-1], plan.value_dim), plan.dtype)
-    return lambda: plan(q, k, v, out=out)
+    return lambda: plan(q, k, v)
+
+
+def _peak_bytes(run: Callable[[], object]) -> int:
+    """What a call holds at most, as NumPy tells ``tracemalloc``."""
+    run()  # what is kept from call to call is the plan's
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = run()
+        return max(tracemalloc.get_traced_memory()[1] - before, getattr(result, "nbytes", 0))
+    finally:
+        if not tracing:
+            tracemalloc.stop()

@@ -47,8 +47,9 @@ class Overlap:
         cls, call: Call, chosen: AnyPattern, dense: AnyPattern, log_sums: Floats, dense_log_sums: Floats
     ) -> Overlap:
         """With log-sums that are there; one more pass if the pattern leaves the baseline."""
-        beyond = chosen - dense
-        if not beyond.nnz:
+        # Nothing is beyond all pairs, and looking for it in a pattern without structure takes its time.
+        beyond = None if dense.sparsity == 0.0 else chosen - dense
+        if beyond is None or not beyond.nnz:
             return cls(dense_log_sums, log_sums, log_sums, np.zeros(log_sums.shape, np.bool_))
         shared = call.log_sums(chosen & dense)
         return cls(dense_log_sums, log_sums, shared, row_counts(call, beyond) > 0)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import config
 from ..errors import ArgumentError, PatternError, ShapeError
 from ..jit import for_each
 from ..patterns.causal import causal
@@ -138,20 +137,19 @@ def receptive_field(
         raise ArgumentError(f"queries={chosen!r}", f"queries below {n}", "correct queries")
     looked_at = np.array(chosen, np.int64)
     layer_runs, bound = concatenated([runs_of(graph) for graph in graphs]), _bound(graphs)
-    by_query = np.zeros((config.thread_count(), depth + 1, n), np.int64)
     by_key = np.zeros((depth + 1, n), np.int64)
     first_layer = np.full((len(looked_at), n), -1, np.int64)
-    scratch = _Scratch(n)
+    scratch = _Scratch(n, 2, (depth + 1, n))
 
     def run(base: int, worker: int) -> None:
-        memory, results = scratch.of(worker, 2), (by_query[worker], by_key, first_layer)
+        memory, by_query = scratch.of(worker)
+        results = by_query, by_key, first_layer
         arguments = [*layer_runs, *bound, base, bool(residual), looked_at, *memory, *results]
         field_block(*arguments)
 
     for_each(run, range(0, n, 64 * BLOCK_WORDS))
-    return ReceptiveField(
-        name, by_query.sum(axis=0).cumsum(axis=0), by_key.cumsum(axis=0), looked_at, first_layer
-    )
+    by_query = functools.reduce(np.add, scratch.results, np.zeros((depth + 1, n), np.int64))
+    return ReceptiveField(name, by_query.cumsum(axis=0), by_key.cumsum(axis=0), looked_at, first_layer)
 
 
 def layers_to_connect(*layers: Any, goal: Any = None) -> Connection:
@@ -195,17 +193,16 @@ def layers_to_connect(*layers: Any, goal: Any = None) -> Connection:
         wanted = _arrays(runs_of(target))
     # A way to a token visits every other one at most once, and waits for every step's layer to come round.
     most = max(n, 1) * len(graphs)
-    by_query = np.zeros((config.thread_count(), n), np.int64)
     by_key = np.zeros(n, np.int64)
-    scratch = _Scratch(n)
+    scratch = _Scratch(n, 3, (n,))
 
     def run(base: int, worker: int) -> None:
-        memory, results = scratch.of(worker, 3), (by_query[worker], by_key)
-        arguments = [*layer_runs, *bound, *wanted, base, most, *memory, *results]
+        memory, by_query = scratch.of(worker)
+        arguments = [*layer_runs, *bound, *wanted, base, most, *memory, by_query, by_key]
         connect_block(*arguments)
 
     for_each(run, range(0, n, 64 * BLOCK_WORDS))
-    latest = by_query.max(axis=0)
+    latest = functools.reduce(np.maximum, scratch.results, np.zeros(n, np.int64))
     needed = int(latest.max(initial=0))
     return Connection(
         None if needed > most else needed,
@@ -215,21 +212,27 @@ def layers_to_connect(*layers: Any, goal: Any = None) -> Connection:
 
 
 class _Scratch:
-    """Memory of the threads, allocated by each when it first works."""
+    """Memory of the threads, allocated by each when it first works, with what each finds out by query."""
 
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._parts: dict[int, tuple[npt.NDArray[Any], ...]] = {}
+    def __init__(self, n: int, sets: int, shape: tuple[int, ...]) -> None:
+        self._n, self._sets, self._shape = n, sets, shape
+        self._memory: dict[int, tuple[npt.NDArray[Any], ...]] = {}
+        self._results: dict[int, npt.NDArray[np.int32]] = {}
 
-    def of(self, worker: int, sets: int) -> tuple[npt.NDArray[Any], ...]:
-        """What the kernels call tree, fresh, limit (and goal), changed_at, grown, moved."""
-        if worker not in self._parts:
+    def of(self, worker: int) -> tuple[tuple[npt.NDArray[Any], ...], npt.NDArray[np.int32]]:
+        """What the kernels call tree, fresh, limit (and goal), changed_at, grown, moved; and by_query."""
+        if worker not in self._memory:
             n = self._n
-            lengths = [2 * n, *[n] * sets]
-            rows = [np.empty((length, BLOCK_WORDS), np.uint64) for length in lengths]
+            rows = [np.empty((length, BLOCK_WORDS), np.uint64) for length in (2 * n, *[n] * self._sets)]
             counters = np.empty(n, np.int64), np.zeros(n + 1, np.int64), np.empty(n, np.int64)
-            self._parts[worker] = (*rows, *counters)
-        return self._parts[worker]
+            self._memory[worker] = (*rows, *counters)
+            self._results[worker] = np.zeros(self._shape, np.int32)
+        return self._memory[worker], self._results[worker]
+
+    @property
+    def results(self) -> list[npt.NDArray[np.int32]]:
+        """By query, of every thread that worked; in no order that could matter to a sum or a maximum."""
+        return list(self._results.values())
 
 
 def _whole(name: str, value: Any) -> int:

@@ -66,9 +66,10 @@ def test_time(dense):
         table = analysis.complexity(case, heads=heads, head_dim=8, seconds=0.01, dense=dense)
         for row in table.rows:
             assert row["seconds"] > 0.0 and ("speedup" in row) == dense
+            assert row["peak_bytes"] >= row["heads"] * row["n_q"] * 8 * 4  # the result of one batch element
             if dense:
                 assert row["speedup"] == row["dense_seconds"] / row["seconds"]
-                assert row["ideal_speedup"] == pytest.approx(row["speedup"] * row["density"])
+                assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
         assert np.isfinite(list(table.exponents.values())).all()
 
 
