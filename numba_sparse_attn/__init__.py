@@ -8,7 +8,7 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import patterns
 from .api import (
@@ -29,6 +29,10 @@ from .errors import (
 )
 from .patterns import HeadPatterns, Pattern, as_pattern
 from .planner import Plan
+
+if TYPE_CHECKING:
+    from . import analysis as analysis
+    from . import plot as plot
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ArgumentError, PatternError
+from .errors import PatternError
 from .formats.tiles import FULL, TILE, WORDS
 from .patterns import HeadPatterns, as_pattern
 
@@ -89,13 +89,14 @@ def plot_pattern(pattern: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_heads(patterns: Any, figure: Figure | None = None) -> Figure:
-    """Draw the pattern of every head, side by side, each as :func:`plot_pattern` does.
+def plot_heads(heads: Any, figure: Figure | None = None) -> Figure:
+    """Draw every head, side by side: its pattern as :func:`plot_pattern` does, or its weights.
 
     Parameters
     ----------
-    patterns
-        HeadPatterns, or anything else with a pattern a head; axes of a batch come first.
+    heads
+        HeadPatterns, anything else with a pattern a head, or an AttentionMap, whose heads then share one
+        scale. Axes of a batch come first.
     figure : matplotlib Figure, optional
         Where to draw; a new one if not given.
 
@@ -111,30 +112,28 @@ def plot_heads(patterns: Any, figure: Figure | None = None) -> Figure:
     >>> [ax.get_title().splitlines()[0] for ax in figure.axes]
     ['head 0', 'head 1']
     """
-    made = as_pattern(patterns)
-    stack = made if isinstance(made, HeadPatterns) else made.heads(1)
-    index = stack.member_of
-    places = list(np.ndindex(index.shape))
-    columns = max(1, min(index.shape[-1], 4))
-    lines = max(1, -(-len(places) // columns))
-    if figure is None:
-        from matplotlib import pyplot
-
-        figure = pyplot.figure(figsize=(2.4 * columns, 2.5 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
-    images, cell = [], 1
-    for place, ax in zip(places, grid, strict=False):
-        member = stack.members[int(index[place])]
-        number = place[0] if len(place) == 1 else place
+    # An AttentionMap is known by what it has: it is made above this module.
+    has_weights = hasattr(heads, "mass")
+    if has_weights:
+        places = list(np.ndindex(heads.mass.shape[:-2] or (1,)))
+        names = [heads.name] * len(places)
+    else:
+        made = as_pattern(heads)
+        stack = made if isinstance(made, HeadPatterns) else made.heads(1)
+        places = list(np.ndindex(stack.member_of.shape))
+        members = [stack.members[int(stack.member_of[place])] for place in places]
+        names = [member.name for member in members]
+    figure, grid = _grid(figure, places)
+    for place, name, ax in zip(places, names, grid, strict=True):
         _prepare(ax, "")
-        ax.set_title(f"head {number}\n{_short(member.name)}", fontsize="small")
-        if 0 not in member.shape:
-            cell = _cell_side(ax, max(member.shape), smallest=1)
-            images.append(_draw_shares(ax, member, cell))
-    for ax in grid[len(places) :]:
-        ax.remove()
-    if images and cell > 1:
-        figure.colorbar(images[0], ax=figure.axes, shrink=0.8, label=_share_label(cell))
+        number = place[0] if len(place) == 1 else place
+        ax.set_title(f"head {number}\n{_short(name)}", fontsize="small")
+    if has_weights:
+        bar = _draw_weights(dict(zip(places, grid, strict=True)), heads)
+    else:
+        bar = _draw_members(members, grid)
+    if bar:
+        figure.colorbar(bar[0], ax=grid, shrink=0.8, label=bar[1])
     return figure
 
 
@@ -163,24 +162,10 @@ def plot_weights(weights: AttentionMap, ax: Axes | None = None, *, head: int | t
     >>> nsa.plot.plot_weights(weights, head=2).get_title()
     'sliding_window(n=64, window=8, causal=True)'
     """
-    from matplotlib.colors import LogNorm
-
     ax = _prepare(ax, weights.name)
-    mass = weights.mass if weights.mass.ndim == 2 else weights.mass[head]
-    if mass.ndim != 2:
-        raise ArgumentError(
-            f"head={head!r} of weights with axes {weights.mass.shape[:-2]}",
-            "one head",
-            "pass all its indices",
-        )
-    if not np.any(mass > 0.0):
-        return ax
-    most = float(mass.max())
-    least = max(most * _FAINTEST, min(float(mass[mass > 0.0].min()), most / 10))
-    cell = weights.cell
-    image = _draw_cells(ax, mass, cell, weights.shape, norm=LogNorm(least, most, clip=True))
-    label = "weight" if cell == 1 else f"mean weight of a query,\nby {cell} x {cell} cells"
-    ax.figure.colorbar(image, ax=ax, shrink=0.8, label=label)
+    bar = _draw_weights({head: ax}, weights)
+    if bar:
+        ax.figure.colorbar(bar[0], ax=ax, shrink=0.8, label=bar[1])
     return ax
 
 
@@ -217,21 +202,15 @@ def plot_receptive_field(field: ReceptiveField, ax: Axes | None = None, *, query
     ax.set_ylabel("layers")
     if not len(field.queries):
         return ax
-    if query is not None and query not in field.queries:
-        raise ArgumentError(
-            f"query={query!r}", f"one of {field.queries.tolist()}", "name it when you compute the field"
-        )
-    most = field.queries[np.argmax((field.first_layer >= 0).sum(axis=1))]
-    chosen = int(most if query is None else query)
-    first = field.first_layer[np.argmax(field.queries == chosen)]
-    cell = _cell_side(ax, len(first), smallest=1)
-    starts = np.arange(0, len(first), cell)
-    reached = (first >= 0) & (first <= np.arange(field.depth + 1)[:, None])
-    share = np.add.reduceat(reached, starts, axis=1, dtype=np.int64) / np.diff(np.append(starts, len(first)))
+    chosen, reached = field.reached(query)
+    length = reached.shape[1]
+    cell = _cell_side(ax, length, smallest=1)
+    starts = np.arange(0, length, cell)
+    share = np.add.reduceat(reached, starts, axis=1, dtype=np.int64) / np.diff(np.append(starts, length))
     extent = (0.0, float(len(starts) * cell), field.depth + 0.5, -0.5)
     image = _draw_image(ax, share, extent, vmin=0.0, vmax=1.0)
     ax.set_aspect("auto")
-    ax.set_xlim(0, len(first))
+    ax.set_xlim(0, length)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(f"key (of query {chosen})")
     mark: dict[str, Any] = {"color": "black", "markersize": 8, "clip_on": False}
@@ -327,6 +306,48 @@ def _draw_cells(
 
 def _draw_shares(ax: Axes, pattern: Pattern, cell: int) -> AxesImage:
     return _draw_cells(ax, _shares(pattern, cell), cell, pattern.shape, vmin=0.0, vmax=1.0)
+
+
+def _draw_members(members: Sequence[Pattern], grid: Sequence[Axes]) -> tuple[AxesImage, str] | None:
+    """Patterns of one shape; what a color bar is to show, if it is to show anything."""
+    if not members or 0 in members[0].shape:
+        return None
+    cell = _cell_side(grid[0], max(members[0].shape), smallest=1)
+    images = [_draw_shares(ax, member, cell) for member, ax in zip(members, grid, strict=True)]
+    return (images[0], _share_label(cell)) if cell > 1 else None
+
+
+def _draw_weights(axes: dict[Any, Axes], weights: AttentionMap) -> tuple[AxesImage, str] | None:
+    """Weights of some heads on one scale; what a color bar is to show, if there is any weight."""
+    from matplotlib.colors import LogNorm
+
+    if not axes or 0 in weights.shape:
+        return None
+    cell = _cell_side(next(iter(axes.values())), max(weights.shape), smallest=weights.cell)
+    coarse = weights.coarser(cell)
+    masses = [coarse.of(head) for head in axes]
+    some = np.concatenate([mass[mass > 0.0] for mass in masses])
+    if not some.size:
+        return None
+    most = float(some.max())
+    least = max(most * _FAINTEST, min(float(some.min()), most / 10))
+    for mass, ax in zip(masses, axes.values(), strict=True):
+        image = _draw_cells(ax, mass, cell, weights.shape, norm=LogNorm(least, most, clip=True))
+    return image, "weight" if cell == 1 else f"mean weight of a query,\nby {cell} x {cell} cells"
+
+
+def _grid(figure: Figure | None, places: Sequence[tuple[int, ...]]) -> tuple[Figure, list[Axes]]:
+    """Axes for some heads: at most four in a line, and a line for each batch element if they fit."""
+    columns = max(1, min(places[-1][-1] + 1 if places else 1, 4))
+    lines = max(1, -(-len(places) // columns))
+    if figure is None:
+        from matplotlib import pyplot
+
+        figure = pyplot.figure(figsize=(2.4 * columns, 2.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+    for ax in grid[len(places) :]:
+        ax.remove()
+    return figure, list(grid[: len(places)])
 
 
 def _share_label(cell: int) -> str:

@@ -108,6 +108,11 @@ def test_tiles() -> None:
     legend = ax.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["1 full tiles", "5 partial tiles"]
+    # A gray printer tells them apart, too.
+    full, partial = (
+        np.dot(patch.get_facecolor()[:3], [0.2126, 0.7152, 0.0722]) for patch in legend.get_patches()
+    )
+    assert partial - full > 0.2 and 1.0 - partial > 0.2
 
 
 def test_tiles_that_share_a_cell() -> None:
@@ -161,8 +166,35 @@ def test_weights_are_drawn_as_they_are() -> None:
     assert isinstance(ax.images[0].norm, colors.LogNorm)
     assert ax.images[0].norm.vmax == weights.mass[2, 1].max()
     assert ax.figure.axes[1].get_ylabel() == "weight"
-    with pytest.raises(ArgumentError, match="head=1"):
-        weights.plot(head=1)
+    for head in (1, (3, 0), (0, 0, 0)):
+        with pytest.raises(ArgumentError, match="head="):
+            weights.plot(head=head)
+
+
+def test_weights_of_all_heads_share_a_scale() -> None:
+    q, k = np.random.default_rng(0).standard_normal((2, 2, 3, 40, 4))
+    weights = analysis.attention_map(q, k)
+    *heads, bar = plot_heads(weights).axes
+    assert [ax.get_title().splitlines()[0] for ax in heads[:4]] == [
+        f"head {place}" for place in ((0, 0), (0, 1), (0, 2), (1, 0))
+    ]
+    cell = round(heads[0].images[0].get_extent()[1] / image(heads[0]).shape[1])
+    coarse = weights.coarser(cell).mass
+    for place, ax in zip(np.ndindex(2, 3), heads, strict=True):
+        np.testing.assert_array_equal(image(ax), coarse[place])
+        assert ax.images[0].norm.vmax == coarse.max()
+    assert "weight" in bar.get_ylabel()
+    assert len(plot_heads(analysis.attention_map(q[0, 0], k[0, 0])).axes) == 2
+
+
+def test_weights_are_pooled_where_cells_would_be_narrower_than_pixels() -> None:
+    figure = pyplot.figure(figsize=(1.5, 1.5), dpi=100)
+    q, k = np.random.default_rng(0).standard_normal((2, 1000, 4))
+    weights = analysis.attention_map(q, k, patterns.sliding_window(1000, 20), cells=256)
+    ax = plot_weights(weights, figure.add_subplot())
+    figure.canvas.draw()
+    assert max(image(ax).shape) <= ax.get_window_extent().width
+    np.testing.assert_allclose(image(ax).filled(0).sum(axis=1), 1.0)
 
 
 def test_weights_of_long_sequences_come_in_cells() -> None:

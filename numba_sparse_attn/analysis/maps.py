@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ._inputs import Call, Floats, members_of
@@ -37,6 +38,30 @@ class AttentionMap:
     shape: tuple[int, int]
     cell: int
     mass: Floats
+
+    def of(self, head: int | tuple[int, ...]) -> Floats:
+        """The cells of one head, by its index or a tuple of indices; all there are if there are no heads."""
+        if self.mass.ndim == 2:
+            return self.mass
+        place = head if isinstance(head, tuple) else (head,)
+        lead = self.mass.shape[:-2]
+        if len(place) != len(lead) or any(
+            not -size <= at < size for at, size in zip(place, lead, strict=True)
+        ):
+            raise ArgumentError(f"head={head!r}", f"an index for each of the axes {lead}", "correct head")
+        return self.mass[place]
+
+    def coarser(self, cell: int) -> AttentionMap:
+        """The map in larger cells, whose edge is a multiple of what it was."""
+        if cell % self.cell:
+            raise ArgumentError(f"cell={cell!r}", f"a multiple of {self.cell}", "correct cell")
+        times = cell // self.cell
+        queries = _queries(self.shape[0], self.cell)[:, None]
+        mass = self.mass * queries
+        for axis in (-2, -1):
+            if mass.shape[axis]:
+                mass = np.add.reduceat(mass, np.arange(0, mass.shape[axis], times), axis=axis)
+        return AttentionMap(self.name, self.shape, cell, mass / _queries(self.shape[0], cell)[:, None])
 
     def plot(self, ax: Axes | None = None, *, head: int | tuple[int, ...] = 0) -> Axes:
         """A picture of one head by :func:`numba_sparse_attn.plot.plot_weights`."""
@@ -90,6 +115,12 @@ def attention_map(
         by_cell = np.add.reduceat(weights, first, axis=1)
         row_cells = np.arange(panel.rows.start, panel.rows.stop) // cell
         np.add.at(mass[batch, head], (row_cells[:, None], column_cells[first]), by_cell)
-    queries = np.diff(np.append(np.arange(0, chosen.shape[0], cell), chosen.shape[0]))
     name = " + ".join(member.name for member in members_of(chosen))
-    return AttentionMap(name, chosen.shape, cell, call.shaped(mass / queries[:, None]))
+    return AttentionMap(
+        name, chosen.shape, cell, call.shaped(mass / _queries(chosen.shape[0], cell)[:, None])
+    )
+
+
+def _queries(length: int, cell: int) -> npt.NDArray[np.int64]:
+    """Queries in every row of cells: the last may have fewer."""
+    return np.diff(np.append(np.arange(0, length, cell), length))

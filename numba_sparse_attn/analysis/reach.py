@@ -70,6 +70,20 @@ class ReceptiveField:
         n = self.by_query.shape[1]
         return self.by_query.sum(axis=1) / max(n * n, 1)
 
+    def reached(self, query: int | None = None) -> tuple[int, npt.NDArray[np.bool_]]:
+        """A query and the keys that it has reached after 0, 1, ... layers, ``[depth + 1, n]``.
+
+        One of `queries`; that which reaches most if not given.
+        """
+        if not len(self.queries) or (query is not None and query not in self.queries):
+            raise ArgumentError(
+                f"query={query!r}", f"one of {self.queries.tolist()}", "name it when you compute the field"
+            )
+        most = self.queries[np.argmax((self.first_layer >= 0).sum(axis=1))]
+        chosen = int(most if query is None else query)
+        first = self.first_layer[np.argmax(self.queries == chosen)]
+        return chosen, (first >= 0) & (first <= np.arange(self.depth + 1)[:, None])
+
     def plot(self, ax: Axes | None = None, *, query: int | None = None) -> Axes:
         """A picture by :func:`numba_sparse_attn.plot.plot_receptive_field`."""
         from ..plot import plot_receptive_field

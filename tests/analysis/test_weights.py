@@ -184,6 +184,12 @@ def test_long_sequences_take_panels_and_no_square():
     np.testing.assert_allclose(cells.mass.sum(axis=1), 1.0, rtol=1e-12)
 
 
+def test_arrays_on_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(analysis._inputs, "gpu_views", lambda *arrays: arrays)
+    with pytest.raises(nsa.ArgumentError, match="GPU memory"):
+        analysis.attention_entropy(np.zeros((2, 2)), np.zeros((2, 2)))
+
+
 def test_refusals():
     q = np.zeros((2, 5, 4), np.float32)
     with pytest.raises(nsa.ShapeError, match="pattern of shape"):
