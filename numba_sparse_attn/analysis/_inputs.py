@@ -9,6 +9,7 @@ cost and in its memory.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from .. import arrays
 from ..api import sparse_attention
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, PatternError, ShapeError
 from ..patterns.convert import as_pattern
 from ..patterns.full import full
 from ..patterns.heads import HeadPatterns
@@ -26,7 +27,17 @@ from ..patterns.pattern import Pattern
 from ..planner import gpu_views
 from ._runs import runs_of
 
-__all__ = ["AnyPattern", "Call", "Floats", "Moments", "members_of", "pairs_of", "row_counts"]
+__all__ = [
+    "AnyPattern",
+    "Call",
+    "Floats",
+    "Moments",
+    "check_layers",
+    "check_whole",
+    "members_of",
+    "pairs_of",
+    "row_counts",
+]
 
 Floats = npt.NDArray[np.float64]
 AnyPattern = Pattern | HeadPatterns
@@ -142,6 +153,32 @@ class Moments:
         some = np.isfinite(self.log_sums)
         # A single key has entropy 0, which the subtraction misses by a rounding to either side.
         return np.where(some, np.maximum(self.log_sums - self.mean_score, 0.0), np.nan)
+
+
+def check_whole(name: str, value: Any, *, low: int) -> int:
+    """A whole number of at least `low`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if number < low:
+        raise ArgumentError(f"{name}={value!r}", f"a whole number of at least {low}", f"correct {name}")
+    return number
+
+
+def check_layers(layers: tuple[Any, ...]) -> list[AnyPattern]:
+    """The patterns of layers that work on each other's results."""
+    if not layers:
+        raise PatternError("no layer", "the pattern of at least one layer", "pass a pattern")
+    patterns: list[AnyPattern] = [as_pattern(layer) for layer in layers]
+    shapes = {pattern.shape for pattern in patterns}
+    if len(shapes) > 1 or patterns[0].shape[0] != patterns[0].shape[1]:
+        raise ShapeError(
+            f"layers of shapes {sorted(shapes)}",
+            "square patterns of one shape: what one layer gives the next one sees",
+            "build all patterns for the same tokens as queries and as keys",
+        )
+    return patterns
 
 
 def members_of(pattern: AnyPattern) -> tuple[Pattern, ...]:

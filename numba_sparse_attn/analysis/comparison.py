@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, PatternError, ShapeError
+from ..errors import PatternError, ShapeError
 from ..patterns.catalogue import CATALOGUE
 from ..patterns.heads import HeadPatterns
 from ..planner import make_plan
-from ._inputs import AnyPattern, Call, Floats, pairs_of
+from ._inputs import AnyPattern, Call, Floats, check_whole, pairs_of
 from .cost import median_seconds, named
 from .loss import Overlap, relative_errors
 from .table import Table
@@ -137,8 +137,7 @@ def compare(
     [1.0, 0.067]
     """
     call = Call.of(q, k, v, scale)
-    if not isinstance(block, int | np.integer) or block < 1:
-        raise ArgumentError(f"block={block!r}", "a whole number of at least 1", "correct block")
+    block = check_whole("block", block, low=1)
     dense = call.pattern(baseline)
     skipped: dict[str, str] = {}
     if patterns is None:
@@ -165,7 +164,7 @@ def compare(
             "entropy": _mean(found.entropy),
             "information_gap": _mean(exact.entropy - found.entropy),
             "error": _norm_ratio(found.out, exact.out),
-            "error_high": float(relative_errors(found.out, exact.out, int(block)).max(initial=0.0)),
+            "error_high": float(relative_errors(found.out, exact.out, block).max(initial=0.0)),
         }
         if seconds > 0:
             row |= _timed(q, k, v, call, pattern, engine, seconds)

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..api import sparse_attention, sparse_attention_backward
-from ..errors import ArgumentError, PatternError, ShapeError
-from ..patterns.convert import as_pattern
+from ..errors import ArgumentError
 from ..patterns.heads import HeadPatterns
-from ._inputs import AnyPattern, Call, Floats
+from ._inputs import AnyPattern, Call, Floats, check_layers, check_whole
 
 __all__ = ["GradientFlow", "gradient_flow"]
 
@@ -105,18 +104,9 @@ def gradient_flow(
     >>> flow.positions[:, 0].round(2).tolist()
     [1.0, 4.0, 3.15]
     """
-    if not layers:
-        raise PatternError("no layer", "the pattern of at least one layer", "pass a pattern")
-    patterns: list[AnyPattern] = [as_pattern(layer) for layer in layers]
+    patterns = check_layers(layers)
     n = patterns[0].shape[0]
-    if any(pattern.shape != (n, n) for pattern in patterns):
-        raise ShapeError(
-            f"layers of shapes {[pattern.shape for pattern in patterns]}",
-            "square patterns of one shape",
-            "build all patterns for the same tokens as queries and as keys",
-        )
-    if not isinstance(depth, int | np.integer) or depth < 0:
-        raise ArgumentError(f"depth={depth!r}", "a whole number of at least 0", "correct depth")
+    depth = check_whole("depth", depth, low=0)
     if not 0.0 <= residual <= 1.0:
         raise ArgumentError(f"residual={residual!r}", "a number from 0 to 1", "pass 0.5 for one half")
     if (q is None) != (k is None):

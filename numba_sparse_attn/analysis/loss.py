@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
-from ._inputs import AnyPattern, Call, Floats, row_counts
+from ._inputs import AnyPattern, Call, Floats, check_whole, row_counts
 
 __all__ = ["information_gap", "kl_divergence", "output_error", "recall", "total_variation"]
 
@@ -234,10 +233,9 @@ def output_error(
     [0.333333, 0.333333, 0.333333, 0.333333]
     """
     call = Call.of(q, k, v, scale)
-    if block is not None and (not isinstance(block, int | np.integer) or block < 1):
-        raise ArgumentError(f"block={block!r}", "a whole number of at least 1, or None", "correct block")
+    rows = max(call.sizes.n_q, 1) if block is None else check_whole("block", block, low=1)
     dense, chosen = call.outputs(call.pattern(baseline)), call.outputs(call.pattern(pattern))
-    errors = relative_errors(chosen, dense, max(call.sizes.n_q, 1) if block is None else int(block))
+    errors = relative_errors(chosen, dense, rows)
     return errors if block is not None else errors[..., 0]
 
 

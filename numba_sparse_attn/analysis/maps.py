@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ._inputs import Call, Floats, members_of
+from ._inputs import Call, Floats, check_whole, members_of
 from ._panels import weights_by_panel
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def attention_map(
     >>> nsa.analysis.attention_map(q, k, nsa.patterns.causal(8), cells=2).mass.round(3).tolist()
     [[1.0, 0.0], [0.635, 0.365]]
     """
-    if not isinstance(cells, int | np.integer) or cells < 1:
-        raise ArgumentError(f"cells={cells!r}", "a whole number of at least 1", "correct cells")
+    cells = check_whole("cells", cells, low=1)
     call = Call.of(q, k, k, scale)
     chosen = call.pattern(pattern)
     cell = 1

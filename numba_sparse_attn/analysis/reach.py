@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, PatternError, ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..jit import for_each
 from ..patterns.causal import causal
 from ..patterns.convert import as_pattern
 from ..patterns.full import full
 from ..patterns.pattern import Pattern
-from ._inputs import members_of
+from ._inputs import AnyPattern, check_layers, check_whole, members_of
 from ._runs import Runs, concatenated, runs_of
 from ._spread import BLOCK_WORDS, connect_block, field_block
 
@@ -145,9 +145,9 @@ def receptive_field(
     """
     graphs, name = _graphs(layers)
     n = graphs[0].shape[0]
-    depth = _whole("depth", depth)
+    depth = check_whole("depth", depth, low=0)
     chosen = sorted({0, n // 2, n - 1} if n else ()) if queries is None else list(queries)
-    if any(_whole("query", query) >= n for query in chosen):
+    if any(check_whole("query", query, low=0) >= n for query in chosen):
         raise ArgumentError(f"queries={chosen!r}", f"queries below {n}", "correct queries")
     looked_at = np.array(chosen, np.int64)
     layer_runs, bound = concatenated([runs_of(graph) for graph in graphs]), _bound(graphs)
@@ -249,32 +249,13 @@ class _Scratch:
         return list(self._results.values())
 
 
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ArgumentError(f"{name}={value!r}", "a whole number of at least 0", f"correct {name}")
-    return number
-
-
-def _union(pattern: Any) -> Pattern:
+def _union(pattern: AnyPattern) -> Pattern:
     return functools.reduce(operator.or_, members_of(pattern))
 
 
 def _graphs(layers: tuple[Any, ...]) -> tuple[list[Pattern], str]:
     """One square pattern a layer, and a name for all."""
-    if not layers:
-        raise PatternError("no layer", "the pattern of at least one layer", "pass a pattern")
-    graphs = [_union(as_pattern(layer)) for layer in layers]
-    shapes = {graph.shape for graph in graphs}
-    if len(shapes) > 1 or graphs[0].shape[0] != graphs[0].shape[1]:
-        raise ShapeError(
-            f"layers of shapes {sorted(shapes)}",
-            "square patterns of one shape: what one layer gives the next one sees",
-            "build all patterns for the same tokens as queries and as keys",
-        )
+    graphs = [_union(layer) for layer in check_layers(layers)]
     return graphs, ", ".join(graph.name for graph in graphs)
 
 
