@@ -14,7 +14,7 @@ from .gate import PEER_SLACK, Gate
 from .kinds import AttentionCase
 from .peers import PEERS, Contender, Prepared
 from .peers.own import DENSE, OwnBeside
-from .rows import Row
+from .rows import OWN, Row
 from .workload import NotHere, Place, Workload, make_workload
 
 __all__ = ["measure_attention", "refusal"]
@@ -65,7 +65,8 @@ def measure_attention(
     if not ready:
         return refused
     runners = {name: prepared.runner(workload) for name, (_, prepared) in ready.items()}
-    timings = place.interleave(runners, seconds_each=seconds)
+    waits = {name: prepared.wait for name, (_, prepared) in ready.items() if prepared.wait is not None}
+    timings = place.interleave(runners, seconds_each=seconds, waits=waits)
     measured = []
     for name, (contender, prepared) in ready.items():
         row = {
@@ -79,6 +80,7 @@ def measure_attention(
             **found[name],
             **timings[name].fields(),
             **_rates(workload, prepared, timings[name].median),
+            **(place.energy(runners[name], waits.get(name)) if case.energy else {}),
             **prepared.setup,
             "packages": contender.version(),
         }
@@ -99,7 +101,7 @@ def refusal(error: Exception) -> Row:
 
 def _memory(workload: Workload, prepared: Prepared, setup: measure.Usage | None) -> Row:
     """Memory over the inputs: what being ready holds, and the most during one call; nothing on the host."""
-    if setup is None:
+    if setup is None or not prepared.memory_counted:
         return {}
     _, call = workload.place.usage(prepared.runner(workload))
     assert call is not None
@@ -115,9 +117,9 @@ def _rates(workload: Workload, prepared: Prepared, seconds: float) -> Row:
     """Useful work over time; bytes a second only where pairs are gathered, which is on a GPU forward."""
     flops = workload.flops if prepared.flops is None else prepared.flops
     rates: Row = {"gflops": flops / seconds / 1e9, "tokens_per_second": workload.q.shape[1] / seconds}
-    if workload.place.gpu and prepared.checked:
+    if prepared.checked:
         rates["gpairs_per_second"] = workload.nnz / seconds / 1e9
-        if workload.direction == "forward":
+        if workload.place.gpu and workload.direction == "forward":
             rates["gathered_gbytes_per_second"] = workload.gathered_bytes / seconds / 1e9
     return rates
 
@@ -132,6 +134,7 @@ def _comparisons(
     speedup: dict[str, float] = {}
     all_pairs: dict[str, float] = {}
     slowdown: dict[str, float] = {}
+    alternatives: dict[str, float] = {}
     found: dict[str, Any] = {"speedup": speedup}
     for name, (contender, prepared) in ready.items():
         ratio = timings[name].median / own["seconds"]
@@ -148,10 +151,15 @@ def _comparisons(
             found["share_of_gather"] = ratio
         elif prepared.computes:
             all_pairs[name] = ratio
+        elif name.startswith(OWN) and name != own["contender"]:
+            alternatives[name] = ratio
         elif prepared.checked and name != own["contender"]:
             speedup[name] = ratio
     if slowdown:
         found["slowdown"] = slowdown
+    if alternatives:
+        found["alternatives"] = alternatives
+        found["over_best"] = 1 / min(alternatives.values())
     if all_pairs:
         found["speedup_all_pairs"] = all_pairs
     return found

@@ -13,6 +13,7 @@ from .kinds import (
     Goal,
     HostCase,
     MemoryCase,
+    PlanCase,
     RateCase,
 )
 from .rows import Row
@@ -22,6 +23,7 @@ __all__ = ["goal_rows", "head_of"]
 _KINDS = {
     AttentionCase: "attention",
     BuildCase: "build",
+    PlanCase: "plan",
     MemoryCase: "memory",
     ColdStartCase: "cold",
     RateCase: "rate",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import gpu_cases
+from . import gpu_cases, sweeps
 from .kinds import (
     AttentionCase,
     BuildCase,
@@ -19,13 +19,14 @@ from .kinds import (
     HostCase,
     MemoryCase,
     PatternSpec,
+    PlanCase,
     RateCase,
 )
 
 __all__ = ["all_cases", "quick_cases", "tiny_cases"]
 
 #: Peers of an attention case that is small enough for an n x n mask.
-ALL_PEERS = ("torch_flex", "torch_sdpa", "scipy_unfused", "numpy_dense")
+ALL_PEERS = ("torch_flex", "torch_sdpa", "jax_xla", "scipy_unfused", "numpy_dense")
 
 
 def _spec(function: str, **arguments: Any) -> PatternSpec:
@@ -83,7 +84,7 @@ TARGETS: tuple[Case, ...] = (
         "target/window_backward",
         WINDOW,
         direction="backward",
-        peers=("torch_sdpa", "scipy_unfused", "numpy_dense"),
+        peers=("torch_sdpa", "jax_xla", "scipy_unfused", "numpy_dense"),
         goals=(Goal("speedup", 8.0, at_least=True, over="torch_sdpa"),),
     ),
 )
@@ -134,47 +135,63 @@ MEMORY: tuple[Case, ...] = tuple(
     )
 )
 
-#: The settings that the published tables of sparse attention use, at head counts that suit a CPU.
-TABLES: tuple[Case, ...] = (
-    *(
-        AttentionCase(f"table/sliding_window_{n}", _spec("sliding_window", n=n, window=128), peers=ALL_PEERS)
-        for n in (512, 1024, 2048)
-    ),
-    *(
-        AttentionCase(
-            f"table/blocks_{share}_{n}",
-            _spec("random_blocks", n=n, block=128, per_row=per_row, seed=0),
-            heads=heads,
-            kv_heads=heads,
-            peers=ALL_PEERS if n <= 4096 else ("torch_flex",),
-        )
-        for share, n, per_row, heads in (
-            ("50_percent", 4096, 16, 4),
-            ("25_percent", 8192, 16, 2),
-            ("10_percent", 16_384, 13, 1),
-        )
-    ),
+#: The three tables that the project is asked for: windows, shares of blocks, a question about a document.
+TABLES: tuple[Case, ...] = tuple(
+    AttentionCase(
+        f"table/{name}{'' if direction == 'forward' else '_backward'}",
+        spec,
+        heads=heads,
+        kv_heads=heads,
+        direction=direction,
+        peers=peers,
+    )
+    for direction in ("forward", "backward")
+    for name, spec, heads, peers in (
+        *(
+            (f"sliding_window_{n}", _spec("sliding_window", n=n, window=128), 4, ALL_PEERS)
+            for n in (512, 1024, 2048)
+        ),
+        *(
+            (
+                f"blocks_{share}_{n}",
+                _spec("random_blocks", n=n, block=128, per_row=per_row, seed=0),
+                heads,
+                ALL_PEERS if n <= 4096 else ("torch_flex",),
+            )
+            for share, n, per_row, heads in (
+                ("50_percent", 4096, 16, 4),
+                ("25_percent", 8192, 16, 2),
+                ("10_percent", 16_384, 13, 1),
+            )
+        ),
+        ("document_qa_4096", DOCUMENT_QA, 4, ALL_PEERS),
+    )
 )
 
-#: Where the planner changes from tiles to rows: what its cost constants are measured with.
-PATHS: tuple[Case, ...] = tuple(
+#: Patterns without structure: no tiles are dense.
+GRAPHS: tuple[Case, ...] = tuple(
     AttentionCase(
-        f"path/{spec.function}_{number}_d{head_dim}_{dtype}",
-        spec,
-        heads=1,
-        kv_heads=1,
-        head_dim=head_dim,
-        dtype=dtype,
-        dense=False,
-        paths=True,
+        f"graph/{name}_{direction}", spec, direction=direction, dense=False, peers=("scipy_unfused",)
     )
-    for dtype in ("float32", "float64")
-    for head_dim in (32, 64, 128)
-    for spec, number in (
-        *((_spec("random_keys", n=4096, per_query=count, seed=0), count) for count in (4, 16, 64, 256)),
-        (_spec("sliding_window", n=4096, window=16), 16),
-        (_spec("dilated_window", n=4096, window=16, dilation=16), 16),
+    for direction in ("forward", "backward")
+    for name, spec in (
+        ("regular", _spec("arbitrary_csr", n=65_536, per_row=16, seed=0)),
+        ("power_law", _spec("power_law_graph", n=65_536, average=16, exponent=2.1, seed=0)),
+        ("mesh", _spec("neighborhood", shape=(256, 256), kernel=3)),
     )
+)
+
+#: What one core multiplies is not what a machine does, and its memory is another limit.
+RATES: tuple[Case, ...] = (
+    RateCase("machine/product_float32", 4096),
+    RateCase("machine/product_float64", 4096, dtype="float64"),
+    RateCase("machine/copy", 2 << 30, "copy"),
+)
+
+_CALL = _spec("sliding_window", n=16, window=2)
+HOST: tuple[Case, ...] = tuple(
+    HostCase(f"host/{what}", what, _CALL, head_dim=16, dtype="float32", device="cpu")
+    for what in ("forward", "forward_out", "backward", "api")
 )
 
 
@@ -191,6 +208,9 @@ TINY: tuple[Case, ...] = (
     ),
     BuildCase("tiny/build", _TINY_WINDOW),
     BuildCase("tiny/build_csr", _spec("arbitrary_csr", n=640, per_row=4, seed=0)),
+    RateCase("tiny/copy", 1 << 16, "copy"),
+    PlanCase("tiny/plan", _TINY_WINDOW),
+    HostCase("tiny/host", "api", _CALL, head_dim=16, dtype="float32", device="cpu"),
     MemoryCase("tiny/memory", _TINY_WINDOW),
     ColdStartCase("tiny/cold", _TINY_WINDOW, warm=False, repeats=1),
 )
@@ -205,6 +225,9 @@ GPU_TINY: tuple[Case, ...] = (
     HostCase("tiny/gpu_host", "forward", _TINY_WINDOW),
     HostCase("tiny/gpu_host_out", "forward_out", _TINY_WINDOW),
     HostCase("tiny/gpu_host_backward", "backward", _TINY_WINDOW),
+    HostCase("tiny/gpu_host_api", "api", _TINY_WINDOW),
+    PlanCase("tiny/gpu_plan", _TINY_WINDOW, device="gpu"),
+    AttentionCase("tiny/gpu_energy", _TINY_WINDOW, dtype="float16", dense=False, energy=True, device="gpu"),
     *(
         AttentionCase(
             f"tiny/gpu_{direction}_{dtype}",
@@ -235,10 +258,27 @@ GPU_TINY: tuple[Case, ...] = (
 
 
 def all_cases() -> list[Case]:
-    """Every case, in the order in which it is run."""
-    host = [*QUICK, *TARGETS, *BUILDS, *COLD, *MEMORY, *TABLES, *PATHS]
-    host += gpu_cases.catalogue("catalogue", "cpu")
-    return [*host, *gpu_cases.gpu_quick_cases(), *gpu_cases.gpu_cases(), *gpu_cases.tile_cases()]
+    """Every case, in the order in which it is run: what matters most comes first, a limit of time in mind."""
+    on = sweeps.CPU
+    return [
+        *RATES,
+        *TARGETS,
+        *TABLES,
+        *COLD,
+        *HOST,
+        *BUILDS,
+        *sweeps.plans(on),
+        *MEMORY,
+        *GRAPHS,
+        *sweeps.lengths(on),
+        *sweeps.densities(on),
+        *sweeps.head_dims(on),
+        *sweeps.engine_map(on),
+        *(case for n in sweeps.CATALOGUE_LENGTHS for case in sweeps.catalogue(on, n)),
+        *QUICK,
+        *gpu_cases.gpu_cases(),
+        *gpu_cases.gpu_quick_cases(),
+    ]
 
 
 def tiny_cases() -> list[Case]:

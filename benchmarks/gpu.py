@@ -22,10 +22,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import measure
 from .device_arrays import COUNTED, DeviceArrays, find_arrays
+from .energy import EnergyMeter, find_meter
 from .rows import Row
 from .workload import Array
 
-__all__ = ["DriverClock", "EventClock", "Gpu", "find_gpu", "why_no_gpu"]
+__all__ = ["ENERGY_SECONDS", "DriverClock", "EventClock", "Gpu", "find_gpu", "why_no_gpu"]
 
 #: More than the level-two cache of any GPU.
 FLUSH_BYTES = 256 << 20
@@ -35,6 +36,10 @@ BATCH, QUEUEING = 1e-3, 3e-3
 MOST_CALLS = 100
 #: The head start of the host, in units of its time for a batch, and the most writes that make it.
 HEAD_START, MOST_FLUSHES = 1.5, 256
+#: Energy is taken over so long: its counter moves some ten times a second.
+ENERGY_SECONDS = 5.0
+#: A batch of a contender on streams of its own, which the host times and whose queueing is in that time.
+WAITED_BATCH = 20e-3
 #: Seconds of calls before the first timed one: an idle GPU runs at a fifth of its clock.
 WARM = 0.05
 FEWEST, MOST = 7, 100
@@ -65,6 +70,9 @@ class EventClock(Protocol):
 
     def facts(self) -> Row:
         """Name, driver, size."""
+
+    def meter(self) -> EnergyMeter | None:
+        """Who counts the GPU's energy."""
 
 
 class DriverClock:
@@ -132,6 +140,11 @@ class DriverClock:
             "compiler": {name: version(name) for name in ("numba-cuda", "cuda-core")},
         }
 
+    def meter(self) -> EnergyMeter | None:
+        """That of the GPU behind CUDA's number 0, which the management library may number differently."""
+        address = bytes(self._call("cuDeviceGetPCIBusId", 32, 0)).split(b"\0")[0].decode("ascii")
+        return find_meter(address)
+
 
 def _driver_release() -> str:
     """The driver's version as its users know it, which its functions do not tell."""
@@ -144,10 +157,14 @@ def _driver_release() -> str:
 
 
 class _Batch(NamedTuple):
-    """Calls that are timed together, and the writes before them."""
+    """Calls that are timed together, the writes before them, and what waits for them.
+
+    `wait` is None for calls in the default stream, which the events wait for.
+    """
 
     calls: int
     flushes: int
+    wait: Callable[[], object] | None = None
 
 
 class Gpu:
@@ -205,10 +222,19 @@ class Gpu:
         return result, measure.Usage(used - before, max(peak, used) - before, COUNTED[self.arrays.counting])
 
     def interleave(
-        self, runners: Mapping[str, Callable[[], object]], *, seconds_each: float
+        self,
+        runners: Mapping[str, Callable[[], object]],
+        *,
+        seconds_each: float,
+        waits: Mapping[str, Callable[[], object]] | None = None,
     ) -> dict[str, measure.Timing]:
-        """Time contenders in turns, A B C A B C; a turn is a batch of calls after a cold cache."""
-        batches = {name: self._batch(run) for name, run in runners.items()}
+        """Time contenders in turns, A B C A B C; a turn is a batch of calls after a cold cache.
+
+        Who runs in streams of his own, where events of the default stream say nothing, has somebody in
+        `waits` who waits for his calls, and is timed by the host from an idle GPU on.
+        """
+        waits = {} if waits is None else waits
+        batches = {name: self._batch(run, waits.get(name)) for name, run in runners.items()}
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         deadline = time.perf_counter() + seconds_each * len(runners)
         for turn in range(MOST):
@@ -226,23 +252,61 @@ class Gpu:
         """Seconds of one call, on the GPU and for the host that queued it."""
         for _ in range(batch.flushes):
             self._clock.flush()
+        if batch.wait is not None:
+            self._clock.synchronize()
         self._clock.start()
         start = time.perf_counter()
         for _ in range(batch.calls):
             run()
         host = time.perf_counter() - start
+        if batch.wait is not None:
+            batch.wait()
+            return (time.perf_counter() - start) / batch.calls, host / batch.calls
         return self._clock.stop() / batch.calls, host / batch.calls
 
-    def _batch(self, run: Callable[[], object]) -> _Batch:
+    def _batch(self, run: Callable[[], object], wait: Callable[[], object] | None = None) -> _Batch:
         """Warm up, and say how many calls fill a batch."""
         deadline = time.perf_counter() + WARM
-        seconds, host = self._sample(run, _Batch(1, 1))
+        single = _Batch(1, 1, wait)
+        seconds, host = self._sample(run, single)
         while time.perf_counter() < deadline:
-            seconds, host = self._sample(run, _Batch(1, 1))
+            seconds, host = self._sample(run, single)
+        if wait is not None:
+            return single._replace(calls=max(1, min(MOST_CALLS, int(WAITED_BATCH / max(seconds, 1e-7)))))
         fitting = min(BATCH / max(seconds, 1e-7), QUEUEING / max(host, 1e-7))
         calls = max(1, min(MOST_CALLS, int(fitting)))
         flushes = 1 + math.ceil(HEAD_START * calls * host / self._flush_seconds)
         return _Batch(calls, min(flushes, MOST_FLUSHES))
+
+    @cached_property
+    def _meter(self) -> EnergyMeter | None:
+        return self._clock.meter()
+
+    def energy(self, run: Callable[[], object], wait: Callable[[], object] | None = None) -> Row:
+        """Joules of one call and the mean power, the GPU's own idling in them; nothing where nobody counts.
+
+        Calls follow one another without a cold cache in between: writing 256 MB would be most of the energy.
+        """
+        if self._meter is None:
+            return {}
+        batch = self._batch(run, wait).calls
+
+        def calls_for(seconds: float) -> tuple[int, float]:
+            begin, done = time.perf_counter(), 0
+            while time.perf_counter() - begin < seconds:
+                for _ in range(batch):
+                    run()
+                done += batch
+                if wait is not None:
+                    wait()
+                self.synchronize()
+            return done, time.perf_counter() - begin
+
+        calls_for(ENERGY_SECONDS / 10)  # power rises for a while
+        before = self._meter.joules()
+        calls, seconds = calls_for(ENERGY_SECONDS)
+        joules = self._meter.joules() - before
+        return {"joules": joules / calls, "watts": joules / seconds, "energy_seconds": seconds}
 
     @cached_property
     def _flush_seconds(self) -> float:

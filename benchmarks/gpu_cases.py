@@ -1,20 +1,29 @@
 """What is measured on a GPU: named cases, as data. They are skipped, with the reason, where there is none.
 
-``gpu/`` is the warp engine, one warp a query, at graphs and at what else fits no tile; ``tile/`` is for
-whichever engine the planner chooses where tiles are dense. Goals are those that the project has set itself.
+``gpu/`` is the machine itself and the warp engine, one warp a query, at graphs and at what else fits no tile;
+``tile/`` is for whichever engine the planner chooses where tiles are dense. Tables that the host has too are
+in :mod:`benchmarks.sweeps`. Goals are those that the project has set itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from numba_sparse_attn.patterns.catalogue import CATALOGUE
+from . import sweeps
+from .kinds import (
+    AttentionCase,
+    Case,
+    ColdStartCase,
+    GatherCase,
+    Goal,
+    HostCase,
+    MemoryCase,
+    PatternSpec,
+    RateCase,
+)
 
-from .kinds import AttentionCase, Case, GatherCase, Goal, HostCase, MemoryCase, PatternSpec, RateCase
-
-__all__ = ["DENSE_PEERS", "GRAPH_PEERS", "catalogue", "gpu_cases", "gpu_quick_cases", "tile_cases"]
+__all__ = ["DENSE_PEERS", "GRAPH_PEERS", "gpu_cases", "gpu_quick_cases"]
 
 GIB = 1 << 30
 UNFUSED = "torch_unfused"
@@ -38,6 +47,8 @@ RATES: tuple[Case, ...] = (
     RateCase("gpu/copy", 8 * GIB, "copy", device="gpu"),
     RateCase("gpu/product_float16", 8192, dtype="float16", device="gpu"),
     RateCase("gpu/product_bfloat16", 8192, dtype="bfloat16", device="gpu"),
+    RateCase("gpu/product_float32", 8192, dtype="float32", device="gpu"),
+    RateCase("gpu/product_float64", 8192, dtype="float64", device="gpu"),
     GatherCase("gpu/gather_256_bytes", RANDOM_GRAPH),
     GatherCase("gpu/gather_128_bytes", RANDOM_GRAPH, dtype="float16"),
 )
@@ -140,40 +151,86 @@ HOST: tuple[Case, ...] = (
     HostCase("gpu/host_forward", "forward", _TINY, goals=(Goal("seconds", 25e-6),), engine="cuda-warp"),
     HostCase("gpu/host_forward_out", "forward_out", _TINY, engine="cuda-warp"),
     HostCase("gpu/host_backward", "backward", _TINY, engine="cuda-warp"),
+    HostCase("gpu/host_forward_tile", "forward", _TINY, engine="cuda-tile"),
+    HostCase("gpu/host_api", "api", _TINY),
 )
 
+#: Engines are named, because the arrays are NumPy's.
+COLD: tuple[Case, ...] = tuple(
+    ColdStartCase(
+        f"gpu/cold_{engine.removeprefix('cuda-')}_{'warm' if warm else 'empty'}_cache",
+        _spec("sliding_window", n=4096, window=256),
+        warm,
+        repeats=3,
+        dtype="float16",
+        device="gpu",
+        engine=engine,
+    )
+    for engine in ("cuda-tile", "cuda-warp")
+    for warm in (False, True)
+)
 
-def catalogue(table: str, device: str) -> Iterator[AttentionCase]:
-    """Every named pattern at about 4096 tokens in its usual setting; a new pattern is here by itself."""
-    for name, entry in CATALOGUE.items():
-        heads = entry.heads or 4
-        spec = PatternSpec(name, entry.scaled(4096))
-        for direction in ("forward", "backward"):
-            case = AttentionCase(f"{table}/{name}_{direction}", spec, heads, heads, direction=direction)
-            yield replace(case, device="gpu", dtype="float16") if device == "gpu" else case
+#: Joules a call: dense work, sparse work and a graph, each for seconds on end.
+ENERGY: tuple[Case, ...] = tuple(
+    _gpu(f"gpu/energy_{name}", spec, heads, head_dim=head_dim, energy=True, peers=peers)
+    for name, spec, heads, head_dim, peers in (
+        (
+            "window_16384",
+            _spec("sliding_window", n=16_384, window=256),
+            16,
+            128,
+            ("flex_cuda", "sdpa_cudnn", "jax_cudnn"),
+        ),
+        ("causal_16384", _spec("causal", n=16_384), 16, 128, ("flex_cuda", "sdpa_cudnn", "jax_cudnn")),
+        (
+            "blocks_10_percent_16384",
+            _spec("random_blocks", n=16_384, block=128, per_row=13, seed=0),
+            16,
+            128,
+            ("flex_cuda", "sdpa_cudnn"),
+        ),
+        ("random_graph", RANDOM_GRAPH, 8, 64, (UNFUSED, "flex_cuda", "gather_only")),
+    )
+)
 
 
 # Tiles ---------------------------------------------------------------------------------------------------
 
 LONGEST_DENSE = 8192
-DENSE_PEERS = ("sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
+DENSE_PEERS = ("sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "jax_cudnn")
 TILE_PEERS = ("flex_cuda", "sdpa_cudnn", "flashinfer")
+TABLE_PEERS = (*TILE_PEERS, "sdpa_efficient", "sdpa_math", "jax_cudnn", "jax_xla")
+
+
+def _tables() -> Iterator[AttentionCase]:
+    """The three tables that the project is asked for: blocks, windows, a document and a question."""
+    for share, n, per_row, heads in (("50", 4096, 16, 64), ("25", 8192, 16, 32), ("10", 16_384, 13, 16)):
+        spec = _spec("random_blocks", n=n, block=128, per_row=per_row, seed=0)
+        yield from _both(f"tile/blocks_{share}_percent_{n}", spec, heads, TABLE_PEERS)
+    for n, ratio in ((512, 1.7), (1024, 2.5), (2048, 3.2)):
+        yield _gpu(
+            f"tile/window_128_{n}",
+            _spec("sliding_window", n=n, window=128),
+            16,
+            dense=True,
+            peers=TABLE_PEERS,
+            goals=(Goal("speedup_dense", ratio, at_least=True),),
+        )
+    document = _spec("document_qa", n=4096, question=64, window=256)
+    yield from _both("tile/document_qa_4096", document, 64, TABLE_PEERS)
 
 
 def _tiles() -> Iterator[AttentionCase]:
     """Sizes that fill the chip: what would be a batch is more heads."""
+    yield from _both("tile/causal_16384", _spec("causal", n=16_384), 16, (*DENSE_PEERS, "flex_cuda"))
+    yield from _both("tile/window_256_16384", _spec("sliding_window", n=16_384, window=256), 16)
+    causal_window = _spec("sliding_window", n=32_768, window=1024, causal=True)
+    yield from _both("tile/causal_window_1024_32768", causal_window, 16)
     for dtype in ("float16", "bfloat16"):
         for head_dim in (64, 128, 256):
             for n, heads in ((4096, 64), (16_384, 16)):
                 name = f"tile/dense_{n}_d{head_dim}_{dtype}"
                 yield from _both(name, _spec("full", n=n), heads, DENSE_PEERS, dtype, head_dim)
-    for share, n, per_row, heads in (("50", 4096, 16, 64), ("25", 8192, 16, 32), ("10", 16_384, 13, 16)):
-        spec = _spec("random_blocks", n=n, block=128, per_row=per_row, seed=0)
-        yield from _both(f"tile/blocks_{share}_percent_{n}", spec, heads)
-    yield from _both("tile/causal_16384", _spec("causal", n=16_384), 16, (*DENSE_PEERS, "flex_cuda"))
-    yield from _both("tile/window_256_16384", _spec("sliding_window", n=16_384, window=256), 16)
-    causal_window = _spec("sliding_window", n=32_768, window=1024, causal=True)
-    yield from _both("tile/causal_window_1024_32768", causal_window, 16)
     yield from _both("tile/documents_16384", _spec("documents", lengths=[1024] * 16, causal=True), 16)
     for name, spec in (
         ("longformer", _spec("longformer", n=4096, window=256, tokens=[0, 1, 2, 3])),
@@ -182,18 +239,8 @@ def _tiles() -> Iterator[AttentionCase]:
             _spec("bigbird", n=4096, block=64, window_blocks=1, global_blocks=2, random_blocks=3, seed=0),
         ),
         ("dilated_window", _spec("dilated_window", n=4096, window=64, dilation=4)),
-        ("document_qa", _spec("document_qa", n=4096, question=64, window=256)),
     ):
         yield from _both(f"tile/{name}_4096", spec, 64)
-    for n, ratio in ((512, 1.7), (1024, 2.5), (2048, 3.2)):
-        yield _gpu(
-            f"tile/window_128_{n}",
-            _spec("sliding_window", n=n, window=128),
-            16,
-            dense=True,
-            peers=TILE_PEERS,
-            goals=(Goal("speedup_dense", ratio, at_least=True),),
-        )
     for n in (65_536, 1_048_576):
         spec = _spec("longformer", n=n, window=256, tokens=[0, 1, 2, 3])
         yield _gpu(f"tile/long_{n}", spec, 8, head_dim=128)
@@ -251,19 +298,24 @@ def gpu_quick_cases() -> list[Case]:
 
 
 def gpu_cases() -> list[Case]:
-    """``gpu/`` and ``gpu-catalogue/``."""
+    """All of them, what matters most first: a limit of time cuts the end off."""
+    on = sweeps.GPU
     return [
         *RATES,
-        *HOST,
+        *_tables(),
         *_random_graph(),
+        *_tiles(),
         *_power_law(),
+        *HOST,
+        *MEMORY,
+        *sweeps.lengths(on),
+        *sweeps.densities(on),
+        *sweeps.head_dims(on),
+        *ENERGY,
+        *COLD,
+        *sweeps.plans(on),
+        *sweeps.engine_map(on),
         *_mesh(),
         *_windows(),
-        *MEMORY,
-        *catalogue("gpu-catalogue", "gpu"),
+        *(case for n in sweeps.CATALOGUE_LENGTHS for case in sweeps.catalogue(on, n)),
     ]
-
-
-def tile_cases() -> list[Case]:
-    """``tile/``."""
-    return list(_tiles())

@@ -10,6 +10,7 @@ import numba_sparse_attn as nsa
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 from .gpu import Gpu
+from .host_runs import calls_of
 from .kinds import GatherCase, HostCase, MemoryCase, PatternSpec, RateCase
 from .peers.numpy_sgemm import product_flops
 from .peers.own import Own
@@ -57,18 +58,11 @@ def gather(case: GatherCase, gpu: Gpu, seed: int, seconds: float) -> Row:
 def host_cost(case: HostCase, own: Own, gpu: Gpu, seed: int) -> Row:
     """Microseconds of Python and driver to queue one call."""
     workload = make_workload(case, seed, gpu)
-    q, k, v, dout = workload.q, workload.k, workload.v, workload.dout
     if case.what == "launch":
         from .peers.gpu_gather import prepare_gather
 
         return gpu.host_seconds(prepare_gather(workload).forward).fields()
-    plan = own.plan(workload)
-    out, lse = plan(q, k, v, return_lse=True)
-    calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: plan(q, k, v),
-        "forward_out": lambda: plan(q, k, v, out=out),
-        "backward": lambda: plan.backward(dout, q, k, v, out, lse),
-    }
+    plan, calls = calls_of(workload, own)
     return {"engine": plan.engine, **gpu.host_seconds(calls[case.what]).fields()}
 
 

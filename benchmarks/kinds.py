@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numba_sparse_attn as nsa
+from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 from .graphs import GRAPHS
 
@@ -20,6 +21,7 @@ __all__ = [
     "HostCase",
     "MemoryCase",
     "PatternSpec",
+    "PlanCase",
     "RateCase",
     "device_of",
 ]
@@ -45,7 +47,9 @@ class PatternSpec:
 
     @property
     def label(self) -> str:
-        """The call as one would write it."""
+        """The call as one would write it, sequences cut short where the catalogue knows how."""
+        if self.function in CATALOGUE:
+            return CATALOGUE[self.function].call(self.arguments)
         return f"{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
 
 
@@ -86,7 +90,9 @@ class AttentionCase:
     beside : tuple of (name, PatternSpec)
         Also time our own engine on these patterns, in the same turns.
     paths : bool
-        Also time the tile path and the row path, whatever the planner would choose. On a CPU only.
+        Also time the tile path and the row path, whatever the planner would choose: on a GPU, its engines.
+    energy : bool
+        Also take the energy of a call, for seconds on end. On a GPU that counts it only.
     peers : tuple of str
         Names in :mod:`benchmarks.peers`.
     device : "cpu" or "gpu"
@@ -105,6 +111,7 @@ class AttentionCase:
     dense: bool = True
     beside: tuple[tuple[str, PatternSpec], ...] = ()
     paths: bool = False
+    energy: bool = False
     peers: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()
     device: str = "cpu"
@@ -118,6 +125,25 @@ class BuildCase:
     name: str
     spec: PatternSpec
     goals: tuple[Goal, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlanCase:
+    """A pattern that has computed nothing yet to a plan, for arrays that lie on `device`."""
+
+    name: str
+    spec: PatternSpec
+    heads: int = 4
+    head_dim: int = 64
+    dtype: str = "float32"
+    goals: tuple[Goal, ...] = ()
+    device: str = "cpu"
+    engine: str = "auto"
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as query heads."""
+        return self.heads
 
 
 @dataclass(frozen=True)
@@ -142,7 +168,11 @@ class MemoryCase:
 
 @dataclass(frozen=True)
 class ColdStartCase:
-    """Start of a process to its first result, with an empty or a filled kernel cache."""
+    """Start of a process to its first result, with an empty or a filled kernel cache.
+
+    The arrays are NumPy's on every device, so that no other library's start is timed; on a GPU the engine
+    has to be named, which then copies them.
+    """
 
     name: str
     spec: PatternSpec
@@ -150,12 +180,15 @@ class ColdStartCase:
     repeats: int = 5
     heads: int = 4
     head_dim: int = 64
+    dtype: str = "float32"
     goals: tuple[Goal, ...] = ()
+    device: str = "cpu"
+    engine: str = "auto"
 
 
 @dataclass(frozen=True)
 class RateCase:
-    """The machine's own rate: a square matrix product, or on a GPU a copy of `size` bytes.
+    """The machine's own rate: a square matrix product, or a copy with `size` bytes read and written.
 
     Attributes
     ----------
@@ -193,12 +226,13 @@ class GatherCase:
 
 @dataclass(frozen=True)
 class HostCase:
-    """Time that the host needs to queue one call on the GPU, at a size at which the GPU needs less.
+    """Time of one call at a size at which it is mostly Python's: on a GPU, to queue it.
 
     Attributes
     ----------
-    what : "launch", "forward", "forward_out" or "backward"
-        A bare kernel launch; ``plan(q, k, v)``; the same with ``out=``; ``plan.backward(...)``.
+    what : "launch", "forward", "forward_out", "backward" or "api"
+        A bare kernel launch, on a GPU only; ``plan(q, k, v)``; the same with ``out=``;
+        ``plan.backward(...)``; ``sparse_attention(q, k, v, pattern)``, which finds the plan by itself.
     """
 
     name: str
@@ -222,7 +256,7 @@ class HostCase:
         return "backward" if self.what == "backward" else "forward"
 
 
-Case = AttentionCase | BuildCase | MemoryCase | ColdStartCase | RateCase | GatherCase | HostCase
+Case = AttentionCase | BuildCase | PlanCase | MemoryCase | ColdStartCase | RateCase | GatherCase | HostCase
 
 
 def device_of(case: Case) -> str:

@@ -25,9 +25,10 @@ import numpy as np
 import numba_sparse_attn as nsa
 imported = time.perf_counter()
 q, k, v = np.random.default_rng(0).standard_normal((3, {heads}, {n}, {head_dim}), np.float32)
+q, k, v = (array.astype(np.{dtype}, copy=False) for array in (q, k, v))
 pattern = nsa.patterns.{function}(**{arguments!r})
 made = time.perf_counter()
-out = nsa.sparse_attention(q, k, v, pattern)
+out = nsa.sparse_attention(q, k, v, pattern, engine={engine!r})
 print(imported - start, time.perf_counter() - made, float(out[0, 0, 0]), flush=True)
 """
 
@@ -49,6 +50,8 @@ def cold_start(request: dict[str, Any]) -> dict[str, Any]:
     script = COLD_SCRIPT.format(
         heads=request["heads"],
         head_dim=request["head_dim"],
+        dtype=request["dtype"],
+        engine=request["engine"],
         n=spec["arguments"]["n"],
         function=spec["function"],
         arguments=spec["arguments"],
@@ -135,7 +138,9 @@ def memory(request: dict[str, Any]) -> dict[str, Any]:
     tiny = PatternSpec(case.spec.function, CATALOGUE[case.spec.function].examples[0])
 
     def plan_for(work: Workload) -> nsa.Plan:
-        return nsa.plan(work.pattern, heads=case.heads, head_dim=case.head_dim, dtype=case.dtype)
+        return nsa.plan(
+            work.pattern, heads=case.heads, head_dim=case.head_dim, dtype=case.dtype, engine=case.engine
+        )
 
     warm = make_workload(replace(case, spec=tiny), 0, Host())
     plan = plan_for(warm)

@@ -17,6 +17,7 @@ from . import measure
 __all__ = [
     "DATA",
     "LOCAL",
+    "OWN",
     "ROOT",
     "Row",
     "append",

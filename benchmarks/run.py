@@ -3,7 +3,7 @@
     python benchmarks/run.py                          every case that this machine can run
     python benchmarks/run.py --quick                  one line a pattern, in a minute or two
     python benchmarks/run.py --cases 'target/*'       the project's own bounds, beside the peers
-    python benchmarks/run.py --device gpu             what is measured on a GPU
+    python benchmarks/run.py --device gpu --limit 20  what matters most on a GPU, in about twenty minutes
     python benchmarks/run.py --report document_qa     configuration, sparsity and performance of a setting
     python benchmarks/run.py --list                   what there is
 
@@ -17,6 +17,7 @@ import argparse
 import fnmatch
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", default=rows.LOCAL, help="file that rows are appended to")
     add("--seed", type=int, default=0)
     add("--seconds", type=float, help="time for each contender of a case (2; on a GPU 0.25)")
+    add("--limit", type=float, metavar="MINUTES", help="start no case after so long; the first matter most")
     add("--list", action="store_true", help="print the cases and who is here, and stop")
     add("--report", choices=sorted(brief_reports.REPORTS), help="print one setting in full, and stop")
     add("--no-figures", action="store_true", help="draw nothing")
@@ -104,8 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shared = rows.provenance(options.seed)
     progress = Progress(sum(weights))
     interrupted = False
+    left_out = 0
+    began = time.perf_counter()
     try:
-        for case, weight in zip(found, weights, strict=True):
+        for number, (case, weight) in enumerate(zip(found, weights, strict=True)):
+            if options.limit is not None and time.perf_counter() - began >= 60 * options.limit:
+                left_out = len(found) - number
+                break
             progress.show(case.name)
             made = [{**row, **shared} for row in runner.run_case(case, field, options.seed, options.seconds)]
             rows.append(options.json, made)
@@ -119,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     if interrupted:
         print(f"\ninterrupted: {len(measured)} rows are kept in {options.json}", file=sys.stderr)
+    if left_out:
+        print(f"\n{options.limit:g} minutes are over: {left_out} of {len(found)} cases were not started")
     if measured and not options.no_figures:
         print(_draw(measured))
     if interrupted:

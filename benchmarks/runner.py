@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import gpu_runs, measure, probe
+from . import gpu_runs, host_runs, measure, probe
 from .attention import measure_attention, refusal
 from .case_rows import goal_rows, head_of
-from .gpu import Gpu, find_gpu, why_no_gpu
+from .gpu import ENERGY_SECONDS, Gpu, find_gpu, why_no_gpu
 from .kinds import (
     AttentionCase,
     BuildCase,
@@ -18,11 +18,11 @@ from .kinds import (
     GatherCase,
     HostCase,
     MemoryCase,
+    PlanCase,
     RateCase,
     device_of,
 )
 from .peers import GPU_PEERS, PEERS, Contender, load_peer
-from .peers.numpy_sgemm import prepare_product, product_flops
 from .peers.own import Own, OwnBeside, OwnPath, own_dense
 from .rows import Row
 from .workload import Host
@@ -31,8 +31,10 @@ __all__ = ["Field", "expected_seconds", "run_case"]
 
 #: Seconds for each contender unless the command line says otherwise: a GPU is quiet, and its time is dear.
 SECONDS = {"cpu": 2.0, "gpu": 0.25}
+#: What the planner chooses from for arrays on a GPU.
+GPU_ENGINES = ("cuda-tile", "cuda-warp")
 #: Peers whose compilation takes long, in seconds; for the progress bar only.
-COMPILES = {"torch_flex": 20.0, "flex_cuda": 6.0, "torch_unfused": 2.0}
+COMPILES = {"torch_flex": 20.0, "flex_cuda": 6.0, "torch_unfused": 2.0, "jax_cudnn": 3.0, "jax_xla": 1.0}
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,14 @@ def expected_seconds(case: Case, field: Field, seconds: float | None) -> float:
     if isinstance(case, AttentionCase):
         peers = [name for name in case.peers if name in field.peers]
         contenders = 1 + case.dense + len(case.beside) + 2 * case.paths + len(peers)
+        each += ENERGY_SECONDS * case.energy
         check = 0.3 if on_gpu else 1.0
         return contenders * (each + check) + 2.0 + sum(COMPILES.get(name, 0.0) for name in peers)
     if isinstance(case, ColdStartCase):
         return case.repeats * (1.5 if case.warm else 5.0) + 5.0
-    if on_gpu:
+    if on_gpu or isinstance(case, PlanCase | RateCase | HostCase):
         return each + 2.0
-    return {BuildCase: 5.0, MemoryCase: 8.0, RateCase: each}[type(case)]
+    return {BuildCase: 5.0, MemoryCase: 8.0}[type(case)]
 
 
 def run_case(case: Case, field: Field, seed: int, seconds: float | None = None) -> list[Row]:
@@ -129,14 +132,30 @@ def run_case(case: Case, field: Field, seed: int, seconds: float | None = None) 
     seconds = SECONDS["cpu"] if seconds is None else seconds
     if isinstance(case, AttentionCase):
         return measure_attention(case, _contenders(case, field), Host(), seed, seconds)
-    if isinstance(case, RateCase):
-        return _rate(case, seconds)
+    own = field.own
     if isinstance(case, BuildCase):  # which needs no engine
-        return [_fresh_process(case, "patterns", seed)]
-    assert isinstance(case, MemoryCase | ColdStartCase)
-    if why := field.own.why_absent():
-        return [{**head_of(case, field.own.name), "status": "skipped", "reason": why}]
-    return [_fresh_process(case, field.own.name, seed)]
+        return [_fresh_process(case, own, "patterns", seed)]
+    if not isinstance(case, RateCase) and (why := own.why_absent()):
+        return [{**head_of(case, own.name), "status": "skipped", "reason": why}]
+    if isinstance(case, MemoryCase | ColdStartCase):
+        return [_fresh_process(case, own, own.name, seed)]
+    try:
+        if isinstance(case, RateCase):
+            name, measured = host_runs.rate(case, seconds)
+        elif isinstance(case, PlanCase):
+            name, measured = own.name, host_runs.planning(case, own, seconds)
+        else:
+            assert isinstance(case, HostCase)
+            name, measured = own.name, host_runs.host_cost(case, own, seed, seconds)
+    except Exception as error:  # a case that breaks must not end a run of an hour
+        return [{**head_of(case, own.name), **refusal(error)}]
+    return [_measured(case, name, measured)]
+
+
+def _measured(case: Case, contender: str, found: Row) -> Row:
+    """The row of a case that is not attention, with its goals."""
+    row = {**head_of(case, contender), "status": "measured", **found}
+    return {**row, "goals": goal_rows(getattr(case, "goals", ()), row)}
 
 
 def _contenders(case: AttentionCase, field: Field) -> list[Contender]:
@@ -147,7 +166,12 @@ def _contenders(case: AttentionCase, field: Field) -> list[Contender]:
         found.append(own_dense(own, case.spec))
     found += [OwnBeside(own, label, spec) for label, spec in case.beside]
     if case.paths:
-        found += [OwnPath("tiles"), OwnPath("rows")]
+        on_gpu = device_of(case) == "gpu"
+        found += (
+            [replace(own, engine=name) for name in GPU_ENGINES]
+            if on_gpu
+            else [OwnPath(path) for path in ("tiles", "rows")]
+        )
     return found + [field.peers[name] for name in case.peers if name in field.peers]
 
 
@@ -156,6 +180,10 @@ def _on_gpu(case: Case, field: Field, gpu: Gpu, seed: int, seconds: float) -> li
     own = field.own_for(case)
     if isinstance(case, AttentionCase):
         return measure_attention(case, _contenders(case, field), gpu, seed, seconds)
+    if isinstance(case, ColdStartCase):
+        if why := own.why_absent():
+            return [{**head_of(case, own.name), **gpu.facts, "status": "skipped", "reason": why}]
+        return [{**gpu.facts, **_fresh_process(case, own, own.name, seed)}]
     try:
         if isinstance(case, GatherCase):
             name, measured = "gather_only", gpu_runs.gather(case, gpu, seed, seconds)
@@ -164,33 +192,29 @@ def _on_gpu(case: Case, field: Field, gpu: Gpu, seed: int, seconds: float) -> li
         elif isinstance(case, HostCase):
             name = "launch" if case.what == "launch" else own.name
             measured = gpu_runs.host_cost(case, own, gpu, seed)
+        elif isinstance(case, PlanCase):
+            name, measured = own.name, host_runs.planning(case, own, seconds)
         else:
             assert isinstance(case, MemoryCase)
             name, measured = own.name, gpu_runs.memory(case, own, gpu, seed)
     except Exception as error:  # a case that breaks must not end a run of an hour
         return [{**head_of(case, own.name), **gpu.facts, **refusal(error)}]
-    row = {**head_of(case, name), **gpu.facts, "status": "measured", **measured}
-    return [{**row, "goals": goal_rows(getattr(case, "goals", ()), row)}]
+    return [_measured(case, name, {**gpu.facts, **measured})]
 
 
-def _rate(case: RateCase, seconds: float) -> list[Row]:
-    prepared = prepare_product(case.size)
-    timing = measure.interleave({"numpy_sgemm": prepared.forward}, seconds_each=seconds)["numpy_sgemm"]
-    rate = product_flops(case.size) / timing.median / 1e9
-    head = head_of(case, "numpy_sgemm")
-    return [{**head, "status": "measured", "size": case.size, "gflops": rate, **timing.fields()}]
-
-
-def _fresh_process(case: BuildCase | MemoryCase | ColdStartCase, contender: str, seed: int) -> Row:
+def _fresh_process(case: BuildCase | MemoryCase | ColdStartCase, own: Own, contender: str, seed: int) -> Row:
     head = head_of(case, contender)
     request: dict[str, Any] = {"kind": head["kind"], "spec": asdict(case.spec), "seed": seed}
     run: Callable[[dict[str, Any]], dict[str, Any]] = probe.in_fresh_process
     if isinstance(case, BuildCase):
         request["seconds"] = 2.0
-    elif isinstance(case, MemoryCase):
-        request |= {name: getattr(case, name) for name in ("name", "direction", "heads", "head_dim", "dtype")}
     else:
-        request |= {name: getattr(case, name) for name in ("warm", "repeats", "heads", "head_dim")}
+        request |= {name: getattr(case, name) for name in ("heads", "head_dim", "dtype")}
+        request["engine"] = own.engine
+    if isinstance(case, MemoryCase):
+        request |= {name: getattr(case, name) for name in ("name", "direction")}
+    elif isinstance(case, ColdStartCase):
+        request |= {name: getattr(case, name) for name in ("warm", "repeats")}
         run = probe.cold_start  # which starts fresh processes itself
     try:
         result = run(request)
@@ -198,5 +222,4 @@ def _fresh_process(case: BuildCase | MemoryCase | ColdStartCase, contender: str,
         return {**head, "status": "failed", "reason": str(error)}
     if samples := result.pop("samples", None):
         result |= measure.summarize(samples).fields()
-    row = {**head, "status": "measured", **result}
-    return {**row, "goals": goal_rows(case.goals, row)}
+    return _measured(case, contender, result)

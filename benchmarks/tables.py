@@ -79,6 +79,11 @@ def remarks(row: Row) -> list[str]:
         for peer, ratio in row.get("speedup_all_pairs", {}).items()
     ]
     found += [f"{ratio:.2f}x the time of {other}" for other, ratio in row.get("slowdown", {}).items()]
+    if row.get("over_best", 1.0) > 1.0:
+        best = min(row["alternatives"], key=row["alternatives"].__getitem__)
+        found.append(f"{row['over_best']:.2f}x the time of {best}")
+    if "joules" in row:
+        found.append(f"{row['joules']:.3g} J at {row['watts']:.0f} W")
     if "share_of_gather" in row:
         found.append(f"{row['share_of_gather']:.0%} of a gather")
     if row.get("computes"):
@@ -128,7 +133,7 @@ def _gpu_attention(rows: list[Row]) -> str:
             f"{row['gflops'] / 1e3:.3g}" if row["gflops"] else "",
             _number(row, "gpairs_per_second", "{:.3g}"),
             f"{row['speedup_dense']:.2f}x" if "speedup_dense" in row else "",
-            format_bytes(row["peak_bytes"]),
+            format_bytes(row["peak_bytes"]) if "peak_bytes" in row else "",
             ", ".join(remarks(row)),
         ]
 
@@ -139,11 +144,12 @@ def _gpu_attention(rows: list[Row]) -> str:
 def format_rate(row: Row) -> str:
     """What the machine itself reaches, in the unit of the case."""
     if "gflops" in row:
-        return f"{row['gflops'] / 1e3:.0f} TFLOP/s"
+        rate = row["gflops"]
+        return f"{rate / 1e3:.0f} TFLOP/s" if rate >= 10_000 else f"{rate:.0f} GFLOP/s"
     return _number(row, "gbytes_per_second", "{:.0f} GB/s")
 
 
-def _gpu_rates(rows: list[Row]) -> str:
+def _rates(rows: list[Row]) -> str:
     def line(row: Row) -> list[str]:
         if row["status"] != "measured":
             return [row["case"], row["contender"], "", "", f"{row['status']}: {row['reason']}"]
@@ -197,10 +203,13 @@ def _cold(rows: list[Row]) -> str:
 
 def _group(row: Row) -> Callable[[list[Row]], str]:
     """The table that a row belongs to."""
-    if on_gpu(row) or row["kind"] in {"gather", "host"}:
-        return {"attention": _gpu_attention, "memory": _memory}.get(row["kind"], _gpu_rates)
-    tables = {"attention": _attention, "rate": _attention, "build": _build, "memory": _memory, "cold": _cold}
-    return tables[row["kind"]]
+    tables = {
+        "attention": _gpu_attention if on_gpu(row) else _attention,
+        "build": _build,
+        "memory": _memory,
+        "cold": _cold,
+    }
+    return tables.get(row["kind"], _rates)
 
 
 def result_tables(rows: Sequence[Row]) -> str:

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
@@ -60,9 +60,16 @@ class Place(Protocol):
         """The result of a call and the memory that it took, where that can be told."""
 
     def interleave(
-        self, runners: Mapping[str, Callable[[], object]], *, seconds_each: float
+        self,
+        runners: Mapping[str, Callable[[], object]],
+        *,
+        seconds_each: float,
+        waits: Mapping[str, Callable[[], object]] | None = None,
     ) -> dict[str, measure.Timing]:
-        """Time contenders in turns."""
+        """Time contenders in turns; `waits` are for those whose calls return before they are done."""
+
+    def energy(self, run: Callable[[], object], wait: Callable[[], object] | None = None) -> dict[str, Any]:
+        """Row fields with the energy of a call, where somebody counts it."""
 
 
 class Host:
@@ -104,10 +111,24 @@ class Host:
         return call(), None
 
     def interleave(
-        self, runners: Mapping[str, Callable[[], object]], *, seconds_each: float
+        self,
+        runners: Mapping[str, Callable[[], object]],
+        *,
+        seconds_each: float,
+        waits: Mapping[str, Callable[[], object]] | None = None,
     ) -> dict[str, measure.Timing]:
-        """By the clock on the wall."""
-        return measure.interleave(runners, seconds_each=seconds_each)
+        """By the clock on the wall, every call until it is done."""
+
+        def done(run: Callable[[], object], wait: Callable[[], object]) -> None:
+            run()
+            wait()
+
+        waited = {name: partial(done, runners[name], wait) for name, wait in (waits or {}).items()}
+        return measure.interleave({**runners, **waited}, seconds_each=seconds_each)
+
+    def energy(self, run: Callable[[], object], wait: Callable[[], object] | None = None) -> dict[str, Any]:
+        """Nobody counts that of a process here: a processor's counter is the administrator's to read."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,13 @@ class Prepared:
         What a contender computes that is not checked.
     engine : str
         Which of our engines runs.
+    bare : callable, optional
+        What is timed, where the three above hand inputs and results over to another library first: the
+        same pass on its own arrays.
+    wait : callable, optional
+        Waits for calls that return before they are done, and are in none of our streams.
+    memory_counted : bool
+        False for a library whose memory nobody here counts.
     """
 
     forward: Callable[[], Any]
@@ -50,9 +57,14 @@ class Prepared:
     checked: bool = True
     computes: str = ""
     engine: str = ""
+    bare: Callable[[], object] | None = None
+    wait: Callable[[], object] | None = None
+    memory_counted: bool = True
 
     def runner(self, workload: Workload) -> Callable[[], object]:
         """What is timed."""
+        if self.bare is not None:
+            return self.bare
         passes = {"forward": None, "backward": self.backward, "training": self.training}
         chosen, dout = passes[workload.direction], workload.dout
         return self.forward if chosen is None else lambda: chosen(dout)
@@ -84,6 +96,7 @@ HOST_PEERS = {
     "torch_sdpa": "torch_sdpa",
     "scipy_unfused": "scipy_unfused",
     "numpy_dense": "numpy_dense",
+    "jax_xla": "jax_attention:Xla",
     "numpy_sgemm": "numpy_sgemm",
 }
 #: The same for peers that run on a GPU.
@@ -91,11 +104,13 @@ GPU_PEERS = {
     "sdpa_cudnn": "gpu_sdpa:Cudnn",
     "sdpa_flash": "gpu_sdpa:Flash",
     "sdpa_efficient": "gpu_sdpa:Efficient",
+    "sdpa_math": "gpu_sdpa:Math",
     "flex_cuda": "gpu_flex",
     "torch_unfused": "gpu_unfused",
     "flashinfer": "gpu_flashinfer",
     "pyg": "gpu_graph:Pyg",
     "dgl": "gpu_graph:Dgl",
+    "jax_cudnn": "jax_attention:Cudnn",
     "gather_only": "gpu_gather",
 }
 PEERS = HOST_PEERS | GPU_PEERS

@@ -1,8 +1,10 @@
-"""PyTorch's scaled_dot_product_attention on a GPU, each of its three fused kernels forced by itself.
+"""PyTorch's scaled_dot_product_attention on a GPU, each of its kernels forced by itself.
+
+Three are fused; the fourth are the plain products that it falls back to.
 
 cuDNN and FlashAttention know all pairs and causal pairs. For any other pattern cuDNN is timed on all pairs,
 and its row says so: that is what the fastest dense kernel needs, whatever the pattern. The memory-efficient
-kernel takes a mask.
+kernel and the plain products take a mask.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from ..workload import Workload
 from . import Prepared
 from .torch_arrays import cuda_torch_absent, torch_version, with_autograd
 
-__all__ = ["Cudnn", "Efficient", "Flash"]
+__all__ = ["Cudnn", "Efficient", "Flash", "Math"]
 
 #: A dense mask of bias numbers is n x n times the element size.
 LONGEST_MASK = 16_384
+#: Of the scores of all heads, of which the plain products store several copies, in bytes.
+MOST_SCORE_BYTES = 16 << 30
 
 
 def _form(workload: Workload) -> str:
@@ -33,6 +37,8 @@ class _Sdpa:
 
     name: ClassVar[str]
     switch: ClassVar[str]
+    #: Whether it takes masks.
+    masked: ClassVar[bool] = False
 
     def why_absent(self) -> str:
         """PyTorch has to be installed, and to reach the GPU."""
@@ -63,7 +69,7 @@ class _Sdpa:
             "enable_gqa": workload.heads != workload.kv_heads,
             "is_causal": _form(workload) == "causal",
         }
-        if not _form(workload) and self.switch == "mem_efficient":
+        if not _form(workload) and self.masked:
             options["attn_mask"] = _mask(workload)
 
         def attention(*inputs: Any) -> Any:
@@ -73,7 +79,7 @@ class _Sdpa:
 
         inputs = [array[None] for array in (workload.q, workload.k, workload.v)]
         prepared = with_autograd(attention, inputs, workload)
-        if not _form(workload) and self.switch != "mem_efficient":
+        if not _form(workload) and not self.masked:
             n_q, n_k = workload.pattern.shape
             prepared.checked, prepared.computes = False, "all pairs"
             prepared.flops = workload.flops * (workload.heads * n_q * n_k) // workload.nnz
@@ -111,7 +117,7 @@ class Flash(_Sdpa):
 class Efficient(_Sdpa):
     """The memory-efficient kernel, with a dense mask where the pattern is neither dense nor causal."""
 
-    name, switch = "sdpa_efficient", "mem_efficient"
+    name, switch, masked = "sdpa_efficient", "mem_efficient", True
 
     def why_not(self, workload: Workload) -> str:
         """A mask is n x n, and heads cannot be grouped."""
@@ -120,3 +126,18 @@ class Efficient(_Sdpa):
         if workload.heads != workload.kv_heads:
             return "takes as many key heads as query heads"
         return "" if workload.dtype.name in {"float16", "bfloat16", "float32"} else "takes no float64"
+
+
+class Math(_Sdpa):
+    """Products and softmax one after the other, with a dense mask: what runs where nothing else does."""
+
+    name, switch, masked = "sdpa_math", "math", True
+
+    def why_not(self, workload: Workload) -> str:
+        """It stores the scores."""
+        n_q, n_k = workload.pattern.shape
+        if workload.heads * n_q * n_k * workload.dtype.itemsize > MOST_SCORE_BYTES:
+            return (
+                f"stores the scores of all pairs; measured up to {MOST_SCORE_BYTES / 2**30:.0f} GiB of them"
+            )
+        return ""

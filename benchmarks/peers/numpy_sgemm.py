@@ -1,4 +1,4 @@
-"""The machine's own rate: one large float32 matrix product by NumPy, on all threads."""
+"""The machine's own rate: one large matrix product by NumPy, on all threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..workload import Workload
 from . import Prepared
 
-__all__ = ["Peer", "product_flops"]
+__all__ = ["Peer", "prepare_product", "product_flops"]
 
 SIZE = 4096
 
@@ -43,9 +43,9 @@ class Peer:
         return prepare_product(SIZE)
 
 
-def prepare_product(size: int) -> Prepared:
+def prepare_product(size: int, dtype: str = "float32") -> Prepared:
     """A square product of random matrices: zeros would run faster than real data."""
-    left, right = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
+    left, right = np.random.default_rng(0).standard_normal((2, size, size)).astype(dtype)
     out = np.empty_like(left)
     np.matmul(left, right, out=out)
     return Prepared(lambda: np.matmul(left, right, out=out), flops=product_flops(size), checked=False)

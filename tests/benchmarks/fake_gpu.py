@@ -75,8 +75,18 @@ class FakeClock:
     def forget_peak(self) -> None:
         pass
 
+    def meter(self) -> FakeMeter:
+        return FakeMeter()
+
     def facts(self) -> dict[str, Any]:
         return {"name": "Imagined GPU", "driver": "1.2.3", "clocks": "not locked"}
+
+
+class FakeMeter:
+    """A GPU that always takes 300 W."""
+
+    def joules(self) -> float:
+        return 300.0 * time.perf_counter()
 
 
 class FakeGpu(Gpu):

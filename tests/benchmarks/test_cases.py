@@ -26,7 +26,7 @@ def test_names_are_unique_and_have_a_table() -> None:
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
 def test_patterns_exist_and_cross_process_borders(case: kinds.AttentionCase | kinds.BuildCase) -> None:
     spec = kinds.PatternSpec(**asdict(case.spec))
-    if not case.name.startswith("catalogue/"):
+    if not case.name.startswith(("catalogue", "gpu-catalogue")):
         json.dumps(asdict(spec))
     if spec.function in graphs.GRAPHS:
         return
@@ -38,8 +38,35 @@ def test_patterns_exist_and_cross_process_borders(case: kinds.AttentionCase | ki
 
 def test_the_catalogue_is_covered() -> None:
     names = {case.name for case in ALL}
-    for name in CATALOGUE:
-        assert {f"catalogue/{name}_forward", f"catalogue/{name}_backward"} <= names
+    for table in ("catalogue", "catalogue_16384", "catalogue_65536"):
+        for name in CATALOGUE:
+            for direction in ("forward", "backward"):
+                assert {f"{table}/{name}_{direction}", f"gpu-{table}/{name}_{direction}"} <= names
+
+
+def test_sweeps_are_the_same_on_the_host_and_on_a_gpu() -> None:
+    names = {case.name for case in cases.all_cases()}
+    for table in ("length/", "density/", "head_dim/", "plan/", "catalogue/"):
+        host = {name for name in names if name.startswith(table)}
+        assert host and {f"gpu-{name}" for name in host} <= names
+
+
+def test_densities_and_lengths_reach_from_end_to_end() -> None:
+    found = {case.name: case for case in ALL if case.name.startswith(("density/", "length/"))}
+    shares = [1 - case.spec.build().sparsity for name, case in found.items() if "density/" in name]
+    assert max(shares) == 1.0 and min(shares) < 0.025
+    lengths = [case.spec.arguments["n"] for name, case in found.items() if "length/" in name]
+    assert min(lengths) == 1024 and max(lengths) == 1_048_576
+
+
+def test_what_matters_most_comes_first() -> None:
+    """A limit of time cuts the end off."""
+    tables = [case.name.split("/")[0] for case in cases.all_cases() if kinds.device_of(case) == "gpu"]
+    order = list(dict.fromkeys(tables))
+    assert order[:2] == ["gpu", "tile"] and order[-1] == "gpu-quick"
+    tables = [case.name.split("/")[0] for case in cases.all_cases() if kinds.device_of(case) == "cpu"]
+    order = list(dict.fromkeys(tables))
+    assert order[:3] == ["machine", "target", "table"] and order[-1] == "quick"
 
 
 def test_peers_are_known_and_named_as_listed() -> None:

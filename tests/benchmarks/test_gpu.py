@@ -44,6 +44,7 @@ def test_the_whole_suite_at_toy_size(
 ) -> None:
     runnable = [case for case in cases.GPU_TINY if not needs_a_driver(case)]
     monkeypatch.setattr(cases, "GPU_TINY", runnable)
+    monkeypatch.setattr(gpu, "ENERGY_SECONDS", 0.05)
     path = tmp_path / "rows.jsonl"
     options = ["--tiny", "--device", "gpu", "--json", str(path), "--seconds", "0.001", "--no-figures"]
     assert run.main(options) == 0
@@ -51,7 +52,7 @@ def test_the_whole_suite_at_toy_size(
     printed = capsys.readouterr().out
     assert "Imagined GPU, driver 1.2.3, clocks not locked, arrays by numpy" in printed
     assert {row["case"] for row in found} == {case.name for case in runnable}
-    assert {row["kind"] for row in found} == {"rate", "host", "attention", "memory"}
+    assert {row["kind"] for row in found} == {"rate", "host", "attention", "memory", "plan"}
     for row in found:
         assert row["status"] == "measured" and row["device"]["name"] == "Imagined GPU"
         assert row["case"] in printed and rows.on_gpu(row)
@@ -61,6 +62,10 @@ def test_the_whole_suite_at_toy_size(
             assert row["engine"] == "cpu" and row["host_seconds"] > 0
             assert row["setup_peak_bytes"] == 3040 and row["peak_bytes"] == 3040
             assert row["within_budget"] and row["memory_counted_by"].endswith("at their peak")
+    (energy,) = (row for row in found if row["case"] == "tiny/gpu_energy")
+    assert energy["watts"] == pytest.approx(300, rel=0.1)
+    assert energy["joules"] > 0 and energy["energy_seconds"] >= 0.05
+    assert f"{energy['joules']:.3g} J at" in printed
     own = next(row for row in found if row["case"] == "tiny/gpu_training_float16" and "slowdown" in row)
     assert own["slowdown"].keys() == {"causal"}
     assert own["gflops"] == pytest.approx(2 * own["nnz"] * 7 * 64 / own["seconds"] / 1e9)

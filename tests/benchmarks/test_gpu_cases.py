@@ -40,7 +40,7 @@ def test_a_power_law_graph_is_one() -> None:
 def test_goals_on_a_gpu_are_not_loosened() -> None:
     goals = {
         case.name: [goal.label for goal in case.goals]
-        for case in [*gpu_cases.gpu_cases(), *gpu_cases.tile_cases()]
+        for case in gpu_cases.gpu_cases()
         if getattr(case, "goals", ())
     }
     for dtype in ("float32", "float16"):
@@ -63,9 +63,9 @@ def test_goals_on_a_gpu_are_not_loosened() -> None:
 
 
 def test_cases_cross_process_borders() -> None:
-    for case in [*gpu_cases.gpu_quick_cases(), *gpu_cases.gpu_cases(), *gpu_cases.tile_cases()]:
+    for case in [*gpu_cases.gpu_quick_cases(), *gpu_cases.gpu_cases()]:
         assert kinds.device_of(case) == "gpu"
-        if not isinstance(case, kinds.RateCase) and not case.name.startswith("gpu-catalogue/"):
+        if not isinstance(case, kinds.RateCase) and not case.name.startswith("gpu-catalogue"):
             json.dumps({"function": case.spec.function, "arguments": case.spec.arguments})
 
 

@@ -36,7 +36,7 @@ def test_the_whole_suite_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     found = rows_of(path)
     assert {row["status"] for row in found} == {"measured"}
-    assert {row["kind"] for row in found} == {"rate", "attention", "build", "memory", "cold"}
+    assert {row["kind"] for row in found} == {"rate", "attention", "build", "plan", "memory", "cold", "host"}
     assert {row["case"] for row in found} == {case.name for case in cases.TINY}
     printed = capsys.readouterr().out
     for row in found:
@@ -164,6 +164,23 @@ def test_ctrl_c_keeps_what_was_measured(
     assert [row["case"] for row in rows_of(path)] == ["tiny/sgemm"]
     captured = capsys.readouterr()
     assert "tiny/sgemm" in captured.out and "1 rows are kept" in captured.err
+
+
+def test_after_the_limit_no_case_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def slow(case: kinds.Case, *_: Any) -> list[rows.Row]:
+        ran.append(case.name)
+        measure.time.sleep(0.05)
+        return []
+
+    monkeypatch.setattr(runner, "run_case", slow)
+    options = ["--tiny", "--device", "cpu", "--json", str(tmp_path / "rows.jsonl"), "--no-figures"]
+    assert run.main([*options, "--limit", str(0.08 / 60)]) == 0
+    assert ran == [case.name for case in cases.TINY[:2]]
+    assert f"{len(cases.TINY) - 2} of {len(cases.TINY)} cases were not started" in capsys.readouterr().out
 
 
 def test_list_and_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
