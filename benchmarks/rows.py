@@ -27,6 +27,7 @@ __all__ = [
     "provenance",
     "read",
     "read_all",
+    "table_of",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,12 @@ def read_all(folder: Path = DATA) -> list[Row]:
 def on_gpu(row: Row) -> bool:
     """Whether a row was measured on a GPU."""
     return "device" in row
+
+
+def table_of(row: Row) -> str:
+    """The table of a row's case, the same for the host and a GPU."""
+    name: str = row["case"].split("/")[0]
+    return name.removeprefix("gpu-")
 
 
 def machine_title(row: Row) -> str:

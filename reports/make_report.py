@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import rows  # noqa: E402
-from benchmarks.rows import Row, is_peer, machine_title, on_gpu  # noqa: E402
-from benchmarks.tables import format_bytes, format_rate, format_seconds  # noqa: E402
+from benchmarks.roofline import roofs_of  # noqa: E402
+from benchmarks.rows import Row, machine_title, on_gpu, table_of  # noqa: E402
+from reports import report_tables  # noqa: E402
 
 FIGURES = ROOT / "reports" / "figures"
 REPORT = ROOT / "reports" / "performance.md"
@@ -44,133 +46,6 @@ def machines(found: Iterable[Row]) -> dict[str, list[Row]]:
     return {title: list(chosen.values()) for title, chosen in by_machine.items()}
 
 
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right.
-
-    >>> print(markdown_table(["a", "b"], [["x", "1"]]))
-    | a | b |
-    |---|--:|
-    | x | 1 |
-    """
-    rule = "|---|" + "--:|" * (len(header) - 1)
-    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
-
-
-def goal_table(found: Iterable[Row]) -> str:
-    """What the project set itself, and what was measured; missed ones say so."""
-    lines = [
-        [f"`{row['case']}`", goal["goal"], f"{goal['value']:.3g}", "reached" if goal["met"] else "**missed**"]
-        for row in found
-        for goal in row.get("goals", ())
-    ]
-    return markdown_table(["case", "goal", "measured", ""], lines) if lines else ""
-
-
-def attention_table(found: Iterable[Row]) -> str:
-    """One line a case: ours, our dense mode and every peer that ran it, times of the same turns."""
-    by_case: dict[str, dict[str, Row]] = {}
-    for row in found:
-        if row["kind"] == "attention":
-            by_case.setdefault(row["case"], {})[row["contender"]] = row
-    everyone = [row for group in by_case.values() for row in group.values()]
-    peers = sorted({row["contender"] for row in everyone if is_peer(row)})
-    dense = sorted({name for row in everyone for name in row.get("speedup_all_pairs", {})})
-    gpu = any(map(on_gpu, everyone))
-    lines = []
-    for case, group in by_case.items():
-        own = next((row for row in group.values() if "speedup" in row), None)
-        if own is None:
-            continue
-        lines.append(
-            [
-                f"`{case}`",
-                _percent(own["density"]),
-                format_seconds(own["seconds"]),
-                *(_gpu_measures(own) if gpu else [f"{own['gflops']:.0f}"]),
-                f"{own['speedup_dense']:.2f}x" if "speedup_dense" in own else "",
-                *(_time_of(group, peer, own["speedup"]) for peer in peers),
-                *(_time_of(group, peer, own.get("speedup_all_pairs", {})) for peer in dense),
-            ]
-        )
-    rates = ["engine", "TFLOP/s", "Gpair/s", "of a gather", "memory"] if gpu else ["GFLOP/s"]
-    all_pairs = [f"{peer}, all pairs" for peer in dense]
-    header = ["case", "density", "ours", *rates, "over our dense mode", *peers, *all_pairs]
-    return markdown_table(header, lines) if lines else ""
-
-
-def _percent(share: float) -> str:
-    """One decimal, or two digits: graphs have densities of a hundredth of a percent."""
-    return f"{share:.1%}" if share >= 0.01 else f"{share * 100:.2g}%"
-
-
-def _gpu_measures(own: Row) -> list[str]:
-    gather = f"{own['share_of_gather']:.0%}" if "share_of_gather" in own else ""
-    rates = [f"{own['gflops'] / 1e3:.3g}", f"{own['gpairs_per_second']:.3g}"]
-    return [own["engine"], *rates, gather, format_bytes(own["peak_bytes"])]
-
-
-def _time_of(group: dict[str, Row], peer: str, beside: dict[str, float]) -> str:
-    """A contender's time in one case, if it is of the kind that `beside` lists."""
-    return format_seconds(group[peer]["seconds"]) if peer in beside and peer in group else ""
-
-
-def rate_table(found: Iterable[Row]) -> str:
-    """What the machine itself reaches, and what a call costs its host."""
-    lines = []
-    for row in found:
-        if row["kind"] == "host":
-            lines.append(
-                [f"`{row['case']}`", f"{row['seconds'] * 1e6:.3g} us", "of the host, to queue one call"]
-            )
-        elif row["kind"] in {"rate", "gather"} and on_gpu(row):
-            what = {"product": "matrix product", "copy": "copy, read and written"}.get(
-                row.get("what", ""), "random rows read"
-            )
-            lines.append([f"`{row['case']}`", format_rate(row), what])
-    return markdown_table(["case", "measured", "what"], lines) if lines else ""
-
-
-def lost_lines(found: Iterable[Row]) -> list[str]:
-    """Every case in which a peer was faster, the worst first."""
-    lost = [
-        (ratio, row["case"], peer)
-        for row in found
-        for peer, ratio in row.get("speedup", {}).items()
-        if ratio < 1.0
-    ]
-    return [f"- `{case}`: {peer} is {1 / ratio:.2f}x faster" for ratio, case, peer in sorted(lost)]
-
-
-def build_table(found: Iterable[Row]) -> str:
-    """Patterns to tiles."""
-    lines = [
-        [
-            f"`{row['pattern']}`",
-            f"{row['tiles']:,}",
-            format_seconds(row["seconds"]),
-            format_bytes(row["tiles_bytes"]),
-            "" if row["peak_extra_bytes"] is None else format_bytes(row["peak_extra_bytes"]),
-        ]
-        for row in found
-        if row["kind"] == "build"
-    ]
-    return markdown_table(["pattern", "tiles", "time", "tiles take", "peak"], lines) if lines else ""
-
-
-def process_table(found: Iterable[Row]) -> str:
-    """Cold starts and peak memory."""
-    lines = []
-    for row in found:
-        if row["kind"] == "cold":
-            lines.append(
-                [f"`{row['case']}`", format_seconds(row["seconds"]), "first result of a new process"]
-            )
-        elif row["kind"] == "memory" and row["peak_extra_bytes"] is not None:
-            square = f"beyond inputs; n x n scores would be {format_bytes(row['square_bytes'])}"
-            lines.append([f"`{row['case']}`", format_bytes(row["peak_extra_bytes"]), square])
-    return markdown_table(["case", "measured", "what"], lines) if lines else ""
-
-
 def report_text(found: Sequence[Row]) -> str:
     """``reports/performance.md``."""
     parts = [
@@ -187,22 +62,29 @@ def report_text(found: Sequence[Row]) -> str:
         parts += [f"## {title}", "\n".join(f"- {text}" for text in versions)]
         if any(map(on_gpu, chosen)):
             parts.append(GPU_NOTE)
-        lost = lost_lines(chosen)
-        sections = [
-            ("Goals", goal_table(chosen)),
-            ("Where a peer is faster", "\n".join(lost) if lost else "Nowhere in these rows."),
-            ("The machine", rate_table(chosen)),
-            ("Attention", attention_table(chosen)),
-            ("Building patterns", build_table(chosen)),
-            ("Processes", process_table(chosen)),
-        ]
-        for heading, text in sections:
+        for heading, text in _sections(chosen):
             if text:
                 parts += [f"### {heading}", text]
-    pictures = [f"![{name}](figures/{name}.png)" for name in figures_for(found)]
-    if pictures:
-        parts += ["## Figures", "\n".join(pictures)]
-    return "\n\n".join(parts) + "\n"
+    figures = figures_for(found)
+    parts += ["## Figures", "\n".join(f"![{name}](figures/{name}.png)" for name in figures)]
+    parts.append("\n".join(missing_lines(figures)))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _sections(chosen: Sequence[Row]) -> list[tuple[str, str]]:
+    """Headings and texts of one machine, the goals and what was lost before everything else."""
+    lost = "\n".join(report_tables.lost_lines(chosen))
+    return [
+        ("Goals", report_tables.goal_table(chosen)),
+        ("Where a peer is faster", lost or "Nowhere in these rows."),
+        ("Where computing all pairs is faster", "\n".join(report_tables.all_pairs_lines(chosen))),
+        ("Where the planner chose the slower engine", "\n".join(report_tables.planner_lines(chosen))),
+        ("The machine", report_tables.rate_table(chosen)),
+        *report_tables.attention_tables(chosen),
+        ("Energy", report_tables.energy_table(chosen)),
+        ("Building patterns", report_tables.build_table(chosen)),
+        ("Processes", report_tables.process_table(chosen)),
+    ]
 
 
 def name_versions(row: Row) -> str:
@@ -218,10 +100,10 @@ def readme_block(found: Sequence[Row]) -> str:
     parts = [NO_ROWS] if not found else []
     for title, chosen in machines(found).items():
         goals = [row for row in chosen if row["case"].startswith(("target/", "cold/", "gpu/", "tile/"))]
-        lost = lost_lines(chosen)
+        lost = report_tables.lost_lines(chosen)
         parts += [
             f"On {title} (rows: `benchmarks/data/`, all tables: `reports/performance.md`):",
-            goal_table(goals),
+            report_tables.goal_table(goals),
             "Where a peer is faster:\n\n" + "\n".join(lost) if lost else "",
         ]
     return "\n\n".join(filter(None, [BEGIN, *parts, END]))
@@ -233,31 +115,104 @@ def with_block(text: str, block: str) -> str:
     return text[:begin] + block + text[end:]
 
 
+class Kind(NamedTuple):
+    """A kind of figure: the rows that it shows, and the cases that make them on the host and on a GPU."""
+
+    chosen: Callable[[list[Row]], list[Row]]
+    host_cases: str
+    gpu_cases: str
+
+
+def _of_kind(kind: str) -> Callable[[list[Row]], list[Row]]:
+    return lambda found: [row for row in found if row["kind"] == kind]
+
+
+def _beside_peers(found: list[Row]) -> list[Row]:
+    """Rows of cases with peers, without those that belong to a figure of their own."""
+    tables = {"target", "table", "tile", "gpu"}
+    named = {row["case"] for row in found if row.get("speedup") and table_of(row) in tables}
+    return [row for row in found if row["case"] in named]
+
+
+def _under_roof(found: list[Row]) -> list[Row]:
+    roofs = roofs_of(found)
+    known = any("speedup" in row and roofs.share(row) is not None for row in found)
+    return found if known else []
+
+
+def _with(name: str) -> Callable[[list[Row]], list[Row]]:
+    """All rows of the cases in which ours have a field."""
+
+    def chosen(found: list[Row]) -> list[Row]:
+        named = {row["case"] for row in found if "speedup" in row and name in row}
+        return [row for row in found if row["case"] in named]
+
+    return chosen
+
+
+def _over_length(found: list[Row]) -> list[Row]:
+    return [row for row in found if table_of(row) == "length"]
+
+
+def _memory(found: list[Row]) -> list[Row]:
+    """Of whole runs, and of calls where it was counted."""
+    return [*_of_kind("memory")(found), *_with("peak_bytes")(_over_length(found))]
+
+
+#: By the names of the functions that draw them; figures of a GPU are called ``gpu_<kind>``.
+KINDS = {
+    "peers": Kind(_beside_peers, "t*/*", "tile/*"),
+    "density": Kind(_with("speedup_dense"), "density/*", "gpu-density/*"),
+    "length": Kind(_over_length, "length/*", "gpu-length/*"),
+    "roofline": Kind(_under_roof, "machine/*", "gpu/[cp]*"),
+    "memory": Kind(_memory, "memory/*", "gpu/memory_*"),
+    "energy": Kind(_with("joules"), "", "gpu/energy_*"),
+    "engines": Kind(_with("alternatives"), "path/*", "gpu-path/*"),
+    "building": Kind(_of_kind("build"), "build/*", ""),
+}
+
+
 def figures_for(found: Sequence[Row]) -> dict[str, tuple[str, list[Row]]]:
     """By the name of its file, the kind of a figure and its rows.
 
     Of several processors, and of several GPUs, the one with most rows is drawn.
     """
     figures: dict[str, tuple[str, list[Row]]] = {}
-    for prefix, gpu in (("", False), ("gpu_", True)):
-        chosen = max(machines(row for row in found if on_gpu(row) == gpu).values(), key=len, default=[])
-        enough = {
-            "peers": any(row.get("speedup") for row in chosen),
-            "density": any("speedup_dense" in row for row in chosen),
-            "building": any(row["kind"] == "build" for row in chosen),
-        }
-        figures |= {prefix + kind: (kind, chosen) for kind, drawn in enough.items() if drawn}
+    for gpu in (False, True):
+        of_place = max(machines(row for row in found if on_gpu(row) == gpu).values(), key=len, default=[])
+        for name, kind in KINDS.items():
+            if chosen := kind.chosen(of_place):
+                figures[_file(name, gpu)] = (name, chosen)
     return figures
+
+
+def _file(kind: str, gpu: bool) -> str:
+    return f"gpu_{kind}" if gpu else kind
+
+
+def missing_lines(figures: Iterable[str]) -> list[str]:
+    """What figures have no rows yet, and the command that makes them."""
+    drawn = set(figures)
+    lines = []
+    for gpu, file in ((False, "cpu"), (True, "gpu")):
+        for name, kind in KINDS.items():
+            cases = kind.gpu_cases if gpu else kind.host_cases
+            if cases and _file(name, gpu) not in drawn:
+                lines.append(
+                    f"- no rows for the figure `{_file(name, gpu)}` yet: `python benchmarks/run.py "
+                    f"--cases '{cases}' --json benchmarks/data/{file}.jsonl`"
+                )
+    return lines
 
 
 def draw_figures(found: Sequence[Row]) -> list[Path]:
     """The gallery, and the figures of the published rows."""
-    from reports import drawing
+    from reports import curves, drawing
 
     drawn = [drawing.save(drawing.gallery(), FIGURES / "patterns.png")]
-    draw = {"peers": drawing.peers, "density": drawing.density, "building": drawing.building}
     for name, (kind, chosen) in figures_for(found).items():
-        drawn.append(drawing.save(draw[kind](chosen), FIGURES / f"{name}.png"))
+        draw = getattr(drawing, kind, None) or getattr(curves, kind)
+        drawn.append(drawing.save(draw(chosen), FIGURES / f"{name}.png"))
     return drawn
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
+import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import compare, rows
-from reports import make_report
+from benchmarks import cases, compare, roofline, rows
+from reports import make_report, report_tables
 
 MACHINE = {"cpu": "Model X", "threads": 2, "cores": 2}
 SHARED: rows.Row = {"machine": MACHINE, "versions": {"numpy": "2.4"}, "commit": "abc", "status": "measured"}
@@ -22,6 +24,14 @@ def attention(case: str, contender: str, seconds: float, **more: Any) -> rows.Ro
         "checked": True,
         "density": 0.1,
         "gflops": 1 / seconds,
+        "heads": 1,
+        "kv_heads": 1,
+        "n_q": 1000,
+        "n_k": 1000,
+        "head_dim": 64,
+        "value_dim": 64,
+        "dtype": "float32",
+        "tokens_per_second": 1000 / seconds,
     }
     return {**SHARED, **facts, "case": case, "contender": contender, "seconds": seconds, **spread, **more}
 
@@ -80,6 +90,7 @@ GPU_ROWS = [
         **SHARED,
         "kind": "rate",
         "what": "product",
+        "dtype": "float16",
         "case": "gpu/product",
         "contender": "torch_product",
         "device": DEVICE,
@@ -118,6 +129,7 @@ def test_a_gpu_has_a_section_of_its_own() -> None:
     for line in ("`gpu/product` | 750 TFLOP/s", "`gpu/gather` | 9282 GB/s", "`gpu/host` | 4 us"):
         assert line in device
     assert "Nowhere in these rows." in device, "all pairs are not the case"
+    assert "- `gpu/a`: sdpa_cudnn computes all pairs, 10 times ours, 2.00x faster" in device
     assert "share_of_gather >= 0.6" in make_report.readme_block(GPU_ROWS)
 
 
@@ -134,15 +146,110 @@ def test_the_block_replaces_itself() -> None:
     assert make_report.with_block(once, make_report.readme_block(ROWS)) == once
 
 
+def rate(case: str, **measured: Any) -> rows.Row:
+    return {**SHARED, "kind": "rate", "case": case, "contender": "x", "dtype": "float32", **measured}
+
+
+def swept(prefix: str, **more: Any) -> list[rows.Row]:
+    """Rows of every table that has a figure of its own."""
+    make: Any = on_gpu if prefix else attention
+    found = []
+    for direction in ("forward", "backward"):
+        for n in (1024, 4096):
+            name, sizes = f"{prefix}length/w_{n}_{direction}", {"n_q": n, "n_k": n, "direction": direction}
+            found += [
+                make(
+                    name, "cuda-auto" if prefix else "cpu", n * 1e-6, speedup={"peer": 2.0}, **sizes, **more
+                ),
+                make(name, "peer", n * 2e-6, **sizes, **more),
+                make(name, "cpu-dense", n * 3e-6, checked=False, **sizes, **more),
+            ]
+    found.append(
+        make(
+            f"{prefix}path/a",
+            "cuda-auto" if prefix else "cpu",
+            0.2,
+            speedup={},
+            alternatives={"cpu-tiles": 0.5, "cpu-rows": 1.0},
+            over_best=2.0,
+            **more,
+        )
+    )
+    return found
+
+
+MEMORY: rows.Row = {
+    **SHARED,
+    "kind": "memory",
+    "case": "memory/a",
+    "contender": "cpu",
+    "peak_extra_bytes": 3e6,
+    "results_bytes": 2e6,
+    "square_bytes": 4e9,
+}
+RATES = [
+    rate("machine/product", what="product", gflops=100.0),
+    rate("machine/copy", what="copy", gbytes_per_second=10.0),
+]
+
+
 def test_figures_are_drawn_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_report, "FIGURES", tmp_path)
     drawn = make_report.draw_figures(ROWS)
-    assert {path.name for path in drawn} == {"patterns.png", "peers.png", "density.png", "building.png"}
+    assert {path.stem for path in drawn} == {"patterns", "peers", "density", "building"}
     drawn = make_report.draw_figures([*ROWS, *GPU_ROWS])
-    assert {path.name for path in drawn} >= {"peers.png", "gpu_peers.png", "gpu_density.png"}
+    assert {path.stem for path in drawn} >= {"peers", "gpu_peers", "gpu_density"}
     local = make_report.draw_run(ROWS)
     assert local is not None and local.stat().st_size > 5_000
     assert make_report.draw_run([ROWS[1]]) is None
+
+
+def test_every_figure_can_be_drawn_and_none_is_missing_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_report, "FIGURES", tmp_path)
+    host = [*ROWS, *RATES, MEMORY, *swept("")]
+    gpu = [{**row, "device": DEVICE} for row in [*RATES, *swept("gpu-", engine="e", joules=0.5, watts=500.0)]]
+    found = [*host, *GPU_ROWS, *gpu]
+    names = {path.stem for path in make_report.draw_figures(found)}
+    kinds = make_report.KINDS
+    assert names == {"patterns"} | {name for name, kind in kinds.items() if kind.host_cases} | {
+        f"gpu_{name}" for name, kind in kinds.items() if kind.gpu_cases
+    }
+    text = make_report.report_text(found)
+    assert "no rows for the figure" not in text
+    for line in ("## Energy", "0.5 J | 500 W", "cpu-tiles would have been 2.00x faster", "of the roof"):
+        assert line in text
+
+
+def test_a_figure_without_rows_says_which_command_makes_them() -> None:
+    text = make_report.report_text(ROWS)
+    assert "figure `length` yet: `python benchmarks/run.py --cases 'length/*'" in text
+    assert "figure `gpu_energy` yet: `python benchmarks/run.py --cases 'gpu/energy_*'" in text
+    assert "figures/length.png" not in text
+    names = {case.name for case in cases.all_cases()}
+    for kind in make_report.KINDS.values():
+        for glob in filter(None, (kind.host_cases, kind.gpu_cases)):
+            assert fnmatch.filter(names, glob), f"no case is called {glob}"
+
+
+def test_the_roof_is_the_slower_of_product_and_copy() -> None:
+    roofs = roofline.roofs_of(RATES)
+    row = attention("a/b", "cpu", 0.1, gflops=50.0)
+    # 5 GFLOP at 100 GFLOP/s are 50 ms; a megabyte at 10 GB/s is 0.1 ms.
+    assert roofs.share(row) == pytest.approx(0.5)
+    few = attention("a/b", "cpu", 0.001, gflops=0.01)
+    assert roofs.share(few) == pytest.approx(4 * 4 * 64 * 1000 / 1e10 / 0.001)
+    assert roofs.share({**row, "dtype": "float16"}) == pytest.approx(0.5), "a CPU multiplies halves as floats"
+    assert roofs.share({**row, "dtype": "float64"}) is None
+    assert roofline.roofs_of([]).share(row) is None
+    assert doctest.testmod(roofline) == (0, 2)
+
+
+def test_columns_that_stay_empty_are_left_out() -> None:
+    ((title, table),) = report_tables.attention_tables(ROWS[:4])
+    assert title == report_tables.TITLES["target"]
+    assert table.splitlines()[0] == "| case | density | ours | GFLOP/s | over our dense mode | torch_flex |"
 
 
 def test_the_same_rows_draw_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
