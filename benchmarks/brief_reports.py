@@ -10,6 +10,7 @@ import json.decoder
 import math
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -54,18 +55,38 @@ def _sparsity(pattern: nsa.Pattern, beside: list[tuple[str, str]]) -> str:
     )
 
 
-def _performance(spec: PatternSpec, seed: int) -> str:
+#: On the host, and on a GPU, which four heads would not fill.
+SETTINGS: dict[bool, dict[str, Any]] = {
+    False: {"heads": 4, "kv_heads": 4, "head_dim": 64, "dtype": "float32", "device": "cpu"},
+    True: {"heads": 32, "kv_heads": 32, "head_dim": 128, "dtype": "float16", "device": "gpu"},
+}
+PEERS = {
+    (False, "forward"): ("torch_flex", "torch_sdpa", "jax_xla"),
+    (False, "backward"): ("torch_sdpa", "jax_xla"),
+    (True, "forward"): ("flex_cuda", "sdpa_cudnn", "sdpa_efficient"),
+    (True, "backward"): ("flex_cuda", "sdpa_cudnn", "sdpa_efficient"),
+}
+
+
+def _performance(spec: PatternSpec, field: Field, seed: int) -> str:
+    gpu = field.gpu is not None
     lines = []
-    for direction, peers in (("forward", ("torch_flex", "torch_sdpa")), ("backward", ("torch_sdpa",))):
-        case = AttentionCase(f"report/{spec.function}_{direction}", spec, direction=direction, peers=peers)
-        for row in run_case(case, Field.here(look_for_gpu=False), seed, 2.0):
+    for direction in ("forward", "backward"):
+        case = AttentionCase(
+            f"report/{spec.function}_{direction}",
+            spec,
+            direction=direction,
+            peers=PEERS[gpu, direction],
+            **SETTINGS[gpu],
+        )
+        for row in run_case(case, field, seed):
             if row["status"] != "measured":
                 lines.append([direction, row["contender"], f"{row['status']}: {row['reason']}", "", "", ""])
                 continue
             lines.append(
                 [
                     direction,
-                    row["contender"],
+                    row["contender"] + (f" ({row['computes']})" if row.get("computes") else ""),
                     format_seconds(row["seconds"]),
                     f"{row['gflops']:.0f}",
                     f"{row['speedup_dense']:.2f}x" if "speedup_dense" in row else "",
@@ -82,6 +103,7 @@ def _report(
     spec: PatternSpec,
     configuration: list[tuple[str, str]],
     beside: list[tuple[str, str]],
+    field: Field,
     seed: int,
 ) -> str:
     """`beside` are sparsities of related settings."""
@@ -89,18 +111,25 @@ def _report(
     assert isinstance(pattern, nsa.Pattern)
     parts = [title, _section("Configuration", configuration), _sparsity(pattern, beside)]
     if pattern.shape[0] <= LONGEST:
-        parts.append(_performance(spec, seed))
+        parts.append(_performance(spec, field, seed))
     return "\n\n".join(parts)
 
 
-def _kind() -> list[tuple[str, str]]:
-    return [
-        ("heads x head dim", "4 x 64, float32"),
-        ("engine", nsa.plan(nsa.patterns.full(1), heads=4, head_dim=64).engine),
-    ]
+def _kind(spec: PatternSpec, field: Field) -> list[tuple[str, str]]:
+    """Sizes of the calls, where they run and on which engine."""
+    gpu = field.gpu is not None
+    setting = SETTINGS[gpu]
+    heads, head_dim, dtype = (setting[name] for name in ("heads", "head_dim", "dtype"))
+    case = AttentionCase("report/plan", spec, **setting)
+    own = field.own_for(case)
+    plan = nsa.plan(
+        spec.build(), heads=heads, head_dim=head_dim, dtype=dtype, engine=own.engine, device=own.device
+    )
+    place = field.gpu.facts["device"]["name"] if field.gpu is not None else "the host"
+    return [("heads x head dim", f"{heads} x {head_dim}, {dtype}"), ("engine", f"{plan.engine} on {place}")]
 
 
-def document_qa(seed: int) -> str:
+def document_qa(field: Field, seed: int) -> str:
     """A question of 64 tokens in front of a document, 4096 tokens together."""
     spec = PatternSpec("document_qa", {"n": 4096, "question": 64, "window": 256})
     configuration = [
@@ -108,14 +137,14 @@ def document_qa(seed: int) -> str:
         ("question tokens", "64, which see and are seen by everything"),
         ("local window", "256 to each side"),
         ("sentence boundaries", "none"),
-        *_kind(),
+        *_kind(spec, field),
     ]
     past = nsa.patterns.document_qa(4096, 64, 256).causal()
     beside = [("sparsity if causal", f"{past.sparsity:.2%}")]
-    return _report("Document question answering", spec, configuration, beside, seed)
+    return _report("Document question answering", spec, configuration, beside, field, seed)
 
 
-def indentation(seed: int) -> str:
+def indentation(field: Field, seed: int) -> str:
     """A real source file, one token a line: a module of Python's own library."""
     levels = nsa.patterns.indentation_levels(inspect.getsource(argparse))
     spec = PatternSpec("indentation", {"levels": levels, "window": 32})
@@ -123,9 +152,9 @@ def indentation(seed: int) -> str:
         ("source", f"argparse of Python's library, {len(levels):,} lines"),
         ("deepest level", str(int(np.max(levels)))),
         ("local window", "32 lines to each side"),
-        *_kind(),
+        *_kind(spec, field),
     ]
-    return _report("Code by indentation", spec, configuration, _other_modules(), seed)
+    return _report("Code by indentation", spec, configuration, _other_modules(), field, seed)
 
 
 def _other_modules() -> list[tuple[str, str]]:
@@ -138,7 +167,7 @@ def _other_modules() -> list[tuple[str, str]]:
     return found
 
 
-def multiscale(seed: int) -> str:
+def multiscale(field: Field, seed: int) -> str:
     """An image of 256 x 256 cells with coarser levels."""
     spec = PatternSpec("multiscale_grid", {"shape": (256, 256), "levels": 3, "window": 8})
     configuration = [
@@ -151,10 +180,10 @@ def multiscale(seed: int) -> str:
         side = 256 // patch
         pattern = nsa.patterns.multiscale_grid((side, side), 3, window=8)
         beside.append((f"sparsity in patches of {patch} x {patch}", f"{pattern.sparsity:.2%}"))
-    return _report("Multi-scale vision", spec, configuration, beside, seed)
+    return _report("Multi-scale vision", spec, configuration, beside, field, seed)
 
 
-REPORTS: dict[str, Callable[[int], str]] = {
+REPORTS: dict[str, Callable[[Field, int], str]] = {
     "document_qa": document_qa,
     "indentation": indentation,
     "multiscale": multiscale,

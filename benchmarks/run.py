@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     field = runner.Field.here(options.engine, options.peer, look_for_gpu=options.device != "cpu")
     if options.report:
-        print(brief_reports.REPORTS[options.report](options.seed))
+        print(brief_reports.REPORTS[options.report](field, options.seed))
         return 0
     found = chosen_cases(options, field.gpu is not None)
     if not found:
@@ -136,13 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _draw(measured: list[rows.Row]) -> str:
-    """Draw the figure of this run, or say what is missing."""
+    """Draw the figures of this run, or say what is missing."""
     try:
         from reports import make_report
     except ImportError as error:
         return f"no figure: {error}"
-    path = make_report.draw_run(measured)
-    return f"figure: {path.relative_to(ROOT)}" if path else "no figure: nothing in this run to draw"
+    drawn = make_report.draw_run(measured)
+    if not drawn:
+        return "no figure: nothing in this run to draw"
+    return "\n".join(f"figure: {os.path.relpath(path)}" for path in drawn)
 
 
 if __name__ == "__main__":

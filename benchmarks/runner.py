@@ -165,13 +165,10 @@ def _contenders(case: AttentionCase, field: Field) -> list[Contender]:
     if case.dense:
         found.append(own_dense(own, case.spec))
     found += [OwnBeside(own, label, spec) for label, spec in case.beside]
-    if case.paths:
-        on_gpu = device_of(case) == "gpu"
-        found += (
-            [replace(own, engine=name) for name in GPU_ENGINES]
-            if on_gpu
-            else [OwnPath(path) for path in ("tiles", "rows")]
-        )
+    if case.paths and device_of(case) == "gpu":
+        found += [replace(own, engine=name) for name in GPU_ENGINES if name != own.name]
+    elif case.paths:
+        found += [OwnPath("tiles"), OwnPath("rows")]
     return found + [field.peers[name] for name in case.peers if name in field.peers]
 
 

@@ -205,28 +205,34 @@ def missing_lines(figures: Iterable[str]) -> list[str]:
     return lines
 
 
-def draw_figures(found: Sequence[Row]) -> list[Path]:
-    """The gallery, and the figures of the published rows."""
+def _drawn(name: str, chosen: list[Row], file: str) -> Path:
     from reports import curves, drawing
 
+    draw = getattr(drawing, name, None) or getattr(curves, name)
+    return drawing.save(draw(chosen), FIGURES / f"{file}.png")
+
+
+def draw_figures(found: Sequence[Row]) -> list[Path]:
+    """The gallery, and the figures of the published rows."""
+    from reports import drawing
+
     drawn = [drawing.save(drawing.gallery(), FIGURES / "patterns.png")]
-    for name, (kind, chosen) in figures_for(found).items():
-        draw = getattr(drawing, kind, None) or getattr(curves, kind)
-        drawn.append(drawing.save(draw(chosen), FIGURES / f"{name}.png"))
-    return drawn
+    return drawn + [_drawn(name, chosen, file) for file, (name, chosen) in figures_for(found).items()]
 
 
-def draw_run(found: Sequence[Row]) -> Path | None:
-    """The figure of one run, which Git ignores; None if there is nothing to draw.
+def draw_run(found: Sequence[Row]) -> list[Path]:
+    """The figures of one run, which Git ignores: rates and density in one, the other kinds each in one.
 
     Raises ImportError without matplotlib.
     """
-    from reports import drawing
-
     chosen = [row for row in found if row["status"] == "measured"]
-    if not any("speedup" in row for row in chosen):
-        return None
-    return drawing.save(drawing.run(chosen), FIGURES / "local.png")
+    drawn = []
+    if any("speedup" in row for row in chosen):
+        drawn.append(_drawn("run", chosen, "local"))
+    for file, (name, shown) in figures_for(chosen).items():
+        if name not in {"peers", "density"}:
+            drawn.append(_drawn(name, shown, f"local_{file}"))
+    return drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

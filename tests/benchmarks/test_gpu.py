@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import attention, cases, gpu, kinds, rows, run, runner
+from benchmarks import attention, brief_reports, cases, energy, gpu, kinds, rows, run, runner, tables
 from benchmarks.gate import Gate
 from benchmarks.peers import Prepared
 from benchmarks.peers.numpy_dense import Peer as NumpyDense
@@ -334,3 +334,89 @@ def test_a_pattern_beside_counts_its_own_pairs() -> None:
     assert beside.name == "cpu-full"
     prepared = beside.prepare(workload)
     assert prepared.flops == 4 * 4 * 600 * 600 * 16 and not prepared.checked
+
+
+def test_a_setting_in_full_is_measured_where_the_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"heads": 2, "kv_heads": 2, "head_dim": 16, "dtype": "float16", "device": "gpu"}
+    monkeypatch.setitem(brief_reports.SETTINGS, True, small)
+    monkeypatch.setitem(runner.SECONDS, "gpu", 0.001)
+    field = field_with()
+    configuration = [("window", "9"), *brief_reports._kind(WINDOW, field)]
+    text = brief_reports._report("A window", WINDOW, configuration, [], field, 0)
+    for line in ("2 x 16, float16", "cpu on Imagined GPU", "Sparsity", "selected pairs", "Performance"):
+        assert line in text
+    table = text.split("Performance\n")[1].splitlines()[2:]
+    assert [line.split()[0] for line in table].count("backward") == 2 and "skipped" not in text
+
+
+# JAX's side, which computes in streams of its own; and energy ------------------------------------------
+
+
+def test_who_runs_in_streams_of_his_own_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of the default stream say nothing of him: he is timed by the host, from an idle GPU on."""
+    monkeypatch.setattr(gpu, "WARM", 0.0)
+    clock = Scripted(0.0)  # by whose events every call takes no time
+
+    def call() -> None:
+        clock.log.append("call")
+
+    def wait() -> None:
+        clock.log.append("wait")
+        time.sleep(2e-3)
+
+    place = gpu.Gpu(FakeArrays(), clock)
+    timing = place.interleave({"a": call}, seconds_each=0.0, waits={"a": wait})["a"]
+    last = clock.log[clock.log.index("start", len(clock.log) - 60) :]
+    assert clock.log[-1] == "wait" and "stop" not in last
+    begin = len(clock.log) - clock.log[::-1].index("start") - 1
+    assert clock.log[begin - 1] == "synchronize" and timing.median > 0
+    calls = clock.log[begin:].count("call")
+    assert timing.median * calls >= 2e-3
+
+
+def test_the_energy_meter_asks_for_the_gpu_at_its_address() -> None:
+    asked: list[Any] = []
+
+    class Library:
+        """NVIDIA's library, which counts a joule between any two questions."""
+
+        count = 0
+
+        def nvmlInit_v2(self) -> int:
+            return 0
+
+        def nvmlDeviceGetHandleByPciBusId_v2(self, address: bytes, handle: Any) -> int:
+            asked.append(address)
+            return 0
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, target: Any) -> int:
+            self.count += 1000
+            target._obj.value = self.count
+            return 0
+
+    meter = energy.EnergyMeter(Library(), "0000:1B:00.0")
+    assert meter.joules() == 1.0 and meter.joules() == 2.0 and asked == [b"0000:1B:00.0"]
+    silent = type("Silent", (Library,), {"nvmlInit_v2": lambda self: 999})()
+    with pytest.raises(OSError, match="nvmlInit_v2 answers with status 999"):
+        energy.EnergyMeter(silent, "")
+    assert energy.find_meter("no address") is None or energy.find_meter("no address")
+
+
+def test_a_contender_with_memory_of_its_own_has_none_counted() -> None:
+    class Elsewhere(NumpyDense):
+        def prepare(self, workload: Any) -> Prepared:
+            return replace(super().prepare(workload), memory_counted=False, wait=lambda: None)
+
+    case = replace(CASE, peers=("numpy_dense",))
+    found = runner.run_case(case, field_with(Elsewhere()), 0, 0.001)
+    by_name = {row["contender"]: row for row in found}
+    assert "peak_bytes" in by_name["cpu"] and "peak_bytes" not in by_name["numpy_dense"]
+    assert "numpy_dense" in tables.result_tables(found)
+
+
+def test_the_planner_s_choice_is_measured_beside_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GPU_ENGINES", ("cpu", "reference"))
+    case = replace(CASE, dense=False, paths=True, goals=(kinds.Goal("over_best", 1e9),))
+    own, *_ = runner.run_case(case, field_with(engine="auto"), 0, 0.001)
+    assert own["alternatives"].keys() == {"reference"} and own["speedup"] == {}
+    assert own["over_best"] == pytest.approx(1 / own["alternatives"]["reference"]) and own["goals"]

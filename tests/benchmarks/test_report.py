@@ -199,9 +199,10 @@ def test_figures_are_drawn_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {path.stem for path in drawn} == {"patterns", "peers", "density", "building"}
     drawn = make_report.draw_figures([*ROWS, *GPU_ROWS])
     assert {path.stem for path in drawn} >= {"peers", "gpu_peers", "gpu_density"}
-    local = make_report.draw_run(ROWS)
-    assert local is not None and local.stat().st_size > 5_000
-    assert make_report.draw_run([ROWS[1]]) is None
+    local = make_report.draw_run([*ROWS, MEMORY])
+    assert {path.stem for path in local} == {"local", "local_memory", "local_building"}
+    assert min(path.stat().st_size for path in local) > 5_000
+    assert make_report.draw_run([ROWS[1]]) == []
 
 
 def test_every_figure_can_be_drawn_and_none_is_missing_then(
