@@ -21,7 +21,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff rewrite the sources"
 	@echo "make atlas        draw the pattern cards and the format handbook"
-	@echo "make bench        all benchmark cases that run here; BENCH='--cases target/*' passes arguments"
+	@echo "make bench        all benchmark cases that run here; BENCH='--device gpu --limit 20' passes arguments"
 	@echo "make peers        install PyTorch, the benchmark peer that no other command brings"
 	@echo "make report       benchmark rows -> figures, reports/performance.md, the block in README.md"
 	@echo "make wheel-check  build the wheel and try it in an empty venv outside the checkout"

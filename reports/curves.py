@@ -152,6 +152,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
             linestyle=look.line,
             color=look.color,
             linewidth=1,
+            label=f"roof of {dtype}",
         )
         for direction, filled in (("forward", True), ("backward", False), ("training", False)):
             part = [row for row in chosen if row["direction"] == direction]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 import numba_sparse_attn as nsa
 from benchmarks import gather_kernel, gpu_cases, graphs, kinds
-from benchmarks.peers import flex_masks
-from benchmarks.workload import Workload, make_workload
+from benchmarks.peers import flex_masks, jax_attention
+from benchmarks.workload import Host, Workload, make_workload
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
 
 from .fake_gpu import FakeGpu
@@ -140,3 +141,44 @@ class AbsArray(np.ndarray):
 
 def test_patterns_without_a_formula_are_looked_up() -> None:
     assert flex_masks.arithmetic_mask(workload_of("random_keys", n=40, per_query=3, seed=0), "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "form"),
+    [
+        ("full", {"n": 40}, {}),
+        ("causal", {"n": 40}, {"is_causal": True}),
+        ("causal", {"n": 40, "n_keys": 50}, None),
+        ("sliding_window", {"n": 40, "window": 5}, {"local_window_size": (5, 5), "is_causal": False}),
+        (
+            "sliding_window",
+            {"n": 40, "window": 5, "causal": True},
+            {"local_window_size": (5, 0), "is_causal": True},
+        ),
+        ("strided", {"n": 40, "stride": 6, "window": 3}, None),
+    ],
+)
+def test_jax_s_cudnn_is_given_what_it_has_a_form_for(
+    function: str, arguments: dict[str, Any], form: dict[str, Any] | None
+) -> None:
+    workload = replace(workload_of(function, **arguments), dtype=np.dtype(np.float16))
+    assert jax_attention._form(workload) == form
+    refusal = "" if form is not None else "knows dense and causal attention and windows only"
+    assert jax_attention.Cudnn().why_not(workload) == refusal
+    assert "float16 and bfloat16 only" in jax_attention.Cudnn().why_not(workload_of("full", n=40))
+
+
+def test_jax_refuses_what_it_would_lose_by_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = kinds.PatternSpec("causal", {"n": 40})
+    workload = make_workload(kinds.AttentionCase("host/case", spec, head_dim=8), 0, Host())
+    peer = jax_attention.Xla()
+    monkeypatch.setattr(jax_attention, "_cores", lambda: 3)
+    monkeypatch.setenv("NSA_NUM_THREADS", "3")
+    assert peer.why_not(workload) == ""
+    monkeypatch.setenv("NSA_NUM_THREADS", "2")
+    assert peer.why_not(workload) == "uses all 3 cores, and our engine is told to use 2"
+    assert "float64" in peer.why_not(replace(workload, dtype=np.dtype(np.float64)))
+    assert "float16" in peer.why_not(replace(workload, dtype=np.dtype(np.float16)))
+    monkeypatch.setenv("NSA_NUM_THREADS", "3")
+    monkeypatch.setitem(jax_attention.MOST_SCORE_BYTES, False, 1000)
+    assert "stores the scores" in peer.why_not(workload)
