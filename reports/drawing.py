@@ -50,7 +50,7 @@ class Look(NamedTuple):
 
 
 #: Okabe and Ito's colors, which people with every kind of color vision tell apart; ours is the first.
-COLORS = ("#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#999999")
+COLORS = ("#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#000000", "#999999")
 HATCHES = ("", "//", "..", "xx", "\\\\", "--", "oo", "++")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES: tuple[LineStyle, ...] = (
@@ -199,15 +199,20 @@ def energy(rows: Sequence[Row]) -> Figure:
 
 
 def run(rows: Sequence[Row]) -> Figure:
-    """The picture of one run: rates, and speed-up against density where there is a dense mode to compare."""
+    """The picture of one run: rates, and speed-up against density where there is a dense mode to compare.
+
+    Of many cases, those are shown in which there is somebody to be compared with.
+    """
     from . import curves
 
     own = own_rows(rows)
     dense = any("speedup_dense" in row for row in own)
-    contenders = 1 + len({row["contender"] for row in rows if is_peer(row)})
-    height = max(4.0, 0.8 + len(own) * (0.2 + 0.15 * contenders))
+    beside = {row["case"] for row in own if row["speedup"]} or {row["case"] for row in own}
+    shown = [row for row in rows if row["case"] in beside]
+    contenders = 1 + len({row["contender"] for row in shown if is_peer(row)})
+    height = max(4.0, 0.8 + len(beside) * (0.2 + 0.15 * contenders))
     figure, axes = new_figure(11.0 if dense else 7.0, min(height, 40.0), columns=2 if dense else 1)
-    _rate_bars(axes[0], [row for row in rows if row["kind"] == "attention"])
+    _rate_bars(axes[0], shown)
     if dense:
         curves.density_points(axes[1], rows)
     return figure

@@ -81,6 +81,7 @@ def _sections(chosen: Sequence[Row]) -> list[tuple[str, str]]:
         ("Where the planner chose the slower engine", "\n".join(report_tables.planner_lines(chosen))),
         ("The machine", report_tables.rate_table(chosen)),
         *report_tables.attention_tables(chosen),
+        ("Before the first call", report_tables.setup_table(chosen)),
         ("Energy", report_tables.energy_table(chosen)),
         ("Building patterns", report_tables.build_table(chosen)),
         ("Processes", report_tables.process_table(chosen)),

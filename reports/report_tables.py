@@ -19,6 +19,7 @@ __all__ = [
     "planner_lines",
     "process_table",
     "rate_table",
+    "setup_table",
 ]
 
 #: What the tables of cases are about, those of a GPU without its prefix; the report has them in this order.
@@ -37,6 +38,8 @@ TITLES = {
     "catalogue_65536": "Every named pattern at 65,536 tokens",
     "quick": "The tour",
 }
+#: Tables with a line a contender for what is done before the first timed call; elsewhere it is much the same.
+SETUP_TABLES = {"target", "table", "tile"}
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -199,6 +202,19 @@ def planner_lines(found: Iterable[Row]) -> list[str]:
         f"- `{case}`: {best} would have been {ratio:.2f}x faster"
         for ratio, case, best in sorted(missed, reverse=True)
     ]
+
+
+def setup_table(found: Iterable[Row]) -> str:
+    """What everybody needs once, before the first timed call: a plan or a mask, compiling, a first call."""
+    lines = []
+    for row in found:
+        once = [row.get("plan_seconds", row.get("mask_seconds")), row.get("compile_seconds")]
+        once.append(row.get("first_call_seconds"))
+        if table_of(row) in SETUP_TABLES and row["kind"] == "attention" and row["checked"] and any(once):
+            shown = ["" if seconds is None else format_seconds(seconds) for seconds in once]
+            lines.append([f"`{row['case']}`", row["contender"], *shown])
+    header = ["case", "by", "plan or mask", "compiled and called", "first call"]
+    return markdown_table(*_without_empty_columns(header, lines)) if lines else ""
 
 
 def build_table(found: Iterable[Row]) -> str:

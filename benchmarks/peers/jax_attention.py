@@ -28,7 +28,7 @@ from . import Prepared
 __all__ = ["Cudnn", "Xla"]
 
 #: Bytes of the float32 scores of all heads, of which XLA stores a few copies: on the host, on a GPU.
-MOST_SCORE_BYTES = {False: 2 << 30, True: 16 << 30}
+MOST_SCORE_BYTES = {False: 2 << 30, True: 8 << 30}
 
 
 def _jax() -> Any:

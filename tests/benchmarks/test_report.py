@@ -300,3 +300,16 @@ def test_a_damaged_row_is_named(tmp_path: Path) -> None:
     path.write_text('{"case": 1}\n{"case":', "utf-8")
     with pytest.raises(ValueError, match="line 2: not a row"):
         list(rows.read(path))
+
+
+def test_what_is_done_once_is_shown_for_everybody() -> None:
+    found = [
+        attention("target/a", "cpu", 0.2, speedup={}, plan_seconds=0.001, first_call_seconds=2.0),
+        attention("target/a", "torch_flex", 0.1, mask_seconds=0.5, compile_seconds=9.0),
+        attention("length/a", "cpu", 0.1, speedup={}, plan_seconds=0.001),
+    ]
+    assert report_tables.setup_table(found).splitlines()[2:] == [
+        "| `target/a` | cpu | 1 ms |  | 2 s |",
+        "| `target/a` | torch_flex | 500 ms | 9 s |  |",
+    ]
+    assert report_tables.setup_table(found[2:]) == ""
