@@ -79,6 +79,7 @@ def measure_attention(
             **({"engine": prepared.engine} if prepared.engine else {}),
             **found[name],
             **timings[name].fields(),
+            **({"clock": "host"} if place.gpu and name in waits else {}),
             **_rates(workload, prepared, timings[name].median),
             **(place.energy(runners[name], waits.get(name)) if case.energy else {}),
             **prepared.setup,

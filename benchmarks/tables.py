@@ -88,6 +88,8 @@ def remarks(row: Row) -> list[str]:
         found.append(f"{row['share_of_gather']:.0%} of a gather")
     if row.get("computes"):
         found.append(f"computes {row['computes']}")
+    if row.get("clock") == "host":
+        found.append("timed by the host")
     if row.get("host_seconds", 0.0) > row["seconds"]:
         found.append("the host is slower")
     if not row.get("within_budget", True):
