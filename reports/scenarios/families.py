@@ -1,0 +1,208 @@
+"""Causal patterns of one budget: every family gets the same number of pairs and spends it its own way.
+
+A budget is a density: that share of the pairs of dense causal attention. What a family tunes is one whole
+number, taken as large as the budget allows. Families made of two parts spend half of the budget on what
+they are named for, and the rest on a window of the latest keys, as every one of them has in the literature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_sparse_attn import Pattern, patterns
+
+__all__ = ["DENSE", "DENSITIES", "FAMILIES", "SEEDED", "Text", "make_pattern"]
+
+#: Dense causal attention, the yardstick.
+DENSE = "dense"
+#: Shares of the pairs of dense causal attention.
+DENSITIES = (0.25, 0.125, 0.0625)
+
+#: First tokens that stay visible: StreamingLLM's four.
+_SINKS = 4
+#: How far apart the keys of the dilated part are.
+_DILATION = 4
+#: Tokens in a block of BigBird: small, so that short texts with small budgets have room for it.
+_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a family may know of a sequence of tokens.
+
+    Parameters
+    ----------
+    length : int
+        Tokens.
+    levels : int array (length,), optional
+        Level of indentation of every token, if it is code.
+    opening, closing : int
+        Tokens of a question before and after a document; 0 if there is none.
+    boundaries : int array, optional
+        Positions where sentences of the document end.
+    """
+
+    length: int
+    levels: npt.NDArray[np.int64] | None = None
+    opening: int = 0
+    closing: int = 0
+    boundaries: npt.NDArray[np.int64] | None = None
+
+
+def _largest(make: Callable[[int], Pattern], budget: int, high: int) -> Pattern:
+    """`make` of the largest number up to `high` with at most `budget` pairs; pairs grow with the number."""
+    least = make(0)
+    if least.nnz > budget:
+        raise ValueError(f"{least.name} has {least.nnz} pairs, the budget is {budget}; take a higher density")
+    low = 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if make(middle).nnz <= budget else (low, middle - 1)
+    return make(low)
+
+
+def _window(length: int, reach: int) -> Pattern:
+    return patterns.sliding_window(length, reach, causal=True)
+
+
+def _with_window(part: Pattern, budget: int) -> Pattern:
+    """`part`, and the latest keys for what is left of the budget."""
+    length = part.shape[0]
+    return _largest(lambda reach: part | _window(length, reach), budget, length)
+
+
+def _dense(text: Text, budget: int, seed: int) -> Pattern:
+    return patterns.causal(text.length)
+
+
+def _sliding(text: Text, budget: int, seed: int) -> Pattern:
+    return _largest(lambda reach: _window(text.length, reach), budget, text.length)
+
+
+def _sink_window(text: Text, budget: int, seed: int) -> Pattern:
+    return _largest(lambda reach: patterns.sink_window(text.length, _SINKS, reach), budget, text.length)
+
+
+def _strided(text: Text, budget: int, seed: int) -> Pattern:
+    # Every stride-th key is 1 / stride of all pairs, and has to be half of the budget.
+    stride = -(-text.length * (text.length + 1) // budget)
+    return _with_window(patterns.strided(text.length, stride, 0, causal=True), budget)
+
+
+def _dilated(text: Text, budget: int, seed: int) -> Pattern:
+    def gaps(reach: int) -> Pattern:
+        return patterns.dilated_window(text.length, reach, _DILATION).causal()
+
+    return _with_window(_largest(gaps, budget // 2, text.length), budget)
+
+
+def _bigbird(text: Text, budget: int, seed: int) -> Pattern:
+    blocks = -(-text.length // _BLOCK)
+
+    def chosen(count: int) -> Pattern:
+        return patterns.bigbird(text.length, _BLOCK, 0, 1, count, seed).causal()
+
+    return _with_window(_largest(chosen, budget // 2, blocks), budget)
+
+
+def _longformer(text: Text, budget: int, seed: int) -> Pattern:
+    """Global tokens at equal distances, the first token one of them."""
+
+    def hubs(count: int) -> Pattern:
+        tokens = np.arange(count) * text.length // max(count, 1)
+        return patterns.global_tokens(text.length, tokens).causal()
+
+    return _with_window(_largest(hubs, budget // 2, text.length), budget)
+
+
+def _random(text: Text, budget: int, seed: int) -> Pattern:
+    """Nothing but random keys and the query's own."""
+    own = _window(text.length, 0)
+    return _largest(
+        lambda count: own | patterns.random_keys(text.length, count, seed).causal(), budget, text.length
+    )
+
+
+def _log_sparse(text: Text, budget: int, seed: int) -> Pattern:
+    return _with_window(patterns.exponential_offsets(text.length, 1).causal(), budget)
+
+
+def _block_local(text: Text, budget: int, seed: int) -> Pattern:
+    return _largest(
+        lambda block: patterns.block_local(text.length, block + 1).causal(), budget, text.length - 1
+    )
+
+
+def _indentation(text: Text, budget: int, seed: int) -> Pattern:
+    """Tokens of the same level and of the statements around the block, the nearest first."""
+    if text.levels is None:
+        raise ValueError("the indentation family needs the levels of the tokens")
+    lines = patterns.indentation(text.levels, 0)
+    part = _largest(lambda reach: lines & _window(text.length, reach), budget // 2, text.length)
+    return _with_window(part, budget)
+
+
+def _document_qa(text: Text, budget: int, seed: int) -> Pattern:
+    """The question and sentence ends are seen by all; the question behind the document sees all.
+
+    Sentence ends are thinned evenly to as many as half of the budget allows.
+    """
+    ends = np.empty(0, np.int64) if text.boundaries is None else text.boundaries
+    behind = patterns.global_tokens(text.length, np.arange(text.length - text.closing, text.length))
+
+    def hubs(count: int) -> Pattern:
+        chosen = ends[np.arange(count) * len(ends) // max(count, 1)]
+        return (patterns.document_qa(text.length, text.opening, 0, boundaries=chosen) | behind).causal()
+
+    return _with_window(_largest(hubs, budget // 2, len(ends)), budget)
+
+
+_Family = Callable[[Text, int, int], Pattern]
+
+#: By name. Which of them a scenario runs is its own choice.
+FAMILIES: dict[str, _Family] = {
+    DENSE: _dense,
+    "window": _sliding,
+    "sink_window": _sink_window,
+    "strided": _strided,
+    "dilated": _dilated,
+    "bigbird": _bigbird,
+    "longformer": _longformer,
+    "random": _random,
+    "log_sparse": _log_sparse,
+    "block_local": _block_local,
+    "indentation": _indentation,
+    "document_qa": _document_qa,
+}
+
+#: Families that draw lots.
+SEEDED = frozenset({"bigbird", "random"})
+#: Families that look at the text and not at its length alone.
+_TEXTUAL = frozenset({"indentation", "document_qa"})
+
+
+def make_pattern(family: str, text: Text, density: float, seed: int) -> Pattern:
+    """A family's pattern for a text, with at most `density` times the pairs of dense causal attention.
+
+    >>> sparse = make_pattern("sink_window", Text(1024), 0.125, 0)
+    >>> round(sparse.nnz / make_pattern("dense", Text(1024), 1.0, 0).nnz, 3)
+    0.124
+    """
+    if family in _TEXTUAL:
+        return FAMILIES[family](text, _budget(text.length, density), seed)
+    return _pattern_of_length(family, text.length, density, seed)
+
+
+def _budget(length: int, density: float) -> int:
+    return int(density * (length * (length + 1) // 2))
+
+
+@cache
+def _pattern_of_length(family: str, length: int, density: float, seed: int) -> Pattern:
+    """Made once for all documents: counting random keys for every trial of a budget takes seconds."""
+    return FAMILIES[family](Text(length), _budget(length, density), seed)
