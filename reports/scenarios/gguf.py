@@ -87,7 +87,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         # An array that is mapped and not read: tensors are decoded one by one.
         self._bytes = np.memmap(path, np.uint8, "r")
-        cursor = _Cursor(memoryview(self._bytes))
+        cursor = _Cursor(self._bytes.data)
         magic, version = cursor.scalar("4s"), cursor.scalar("I")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"{path} begins with {magic!r}, version {version}; GGUF 2 and 3 are read here")

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 #: Rows of logits made at a time: 49,152 words times 512 positions are 100 MB.
 _CHUNK = 512
 
-_WEIGHTS = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
-_WEIGHTS += ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+_ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
+_FEED_FORWARD = ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 
 
 class Scores(NamedTuple):
@@ -70,7 +70,7 @@ class Llama:
             embedding=file.tensor("token_embd.weight"),
             output_norm=file.tensor("output_norm.weight"),
             layers=[
-                {name: file.tensor(f"blk.{layer}.{name}.weight") for name in _WEIGHTS}
+                {name: file.tensor(f"blk.{layer}.{name}.weight") for name in _ATTENTION + _FEED_FORWARD}
                 for layer in range(facts["llama.block_count"])
             ],
         )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .documents import Document
 from .families import Text, make_pattern
 from .llama import Scores
-from .model import Pretrained, load_model
+from .model import Pretrained, load_model, model_path
 from .options import cells, parse_options
 from .runs import Job, Results, Row, run_missing
 from .tokenizer import Tokenizer
@@ -50,7 +50,7 @@ class Scenario:
     def run(self, arguments: Sequence[str] | None = None) -> Path:
         """Measure what the command line asks for and is not there yet; returns the results file."""
         options = parse_options(self.name, self.families, self.length, arguments)
-        pretrained = load_model(options.model)
+        pretrained = load_model(model_path(options.model))
         documents = self.documents(pretrained.tokenizer, options.length)[: options.documents]
         results = Results(options.output, self.name, pretrained.facts)
         run_missing(list(self._jobs(pretrained, documents, cells(options))), results)

@@ -1,4 +1,4 @@
-"""Runs that can be interrupted: a results file that is whole after every row; rows there are not run again."""
+"""Runs that can be interrupted: a results file that is whole after every row, and no row is made twice."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""Our logits and tokens beside those of Transformers, which reads the same file with code of its own.
+
+    python -m reports.scenarios.logits [--quick]
+
+Needs ``torch``, ``transformers`` and ``gguf``. Both are compared with Transformers' model in float64, so that
+the bound is the project's: twice the error of an independent float32 computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_sparse_attn import patterns
+
+from . import documents
+from .documents import Document
+from .model import Pretrained, load_model, model_path
+from .options import parse_options
+from .runs import Job, Results, Row, run_missing
+
+__all__ = ["run"]
+
+_LENGTH = 1024
+
+
+class _Transformers:
+    """Transformers' tokenizer and model from the same GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        self._torch = torch
+        self.tokenizer = AutoTokenizer.from_pretrained(**place)
+        self._single = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
+        self._double = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).double().eval()
+
+    def logits(self, tokens: npt.NDArray[np.int64], *, double: bool) -> npt.NDArray[Any]:
+        with self._torch.no_grad():
+            model = self._double if double else self._single
+            return model(self._torch.from_numpy(tokens)[None]).logits[0].numpy()
+
+
+def _compare(pretrained: Pretrained, peer: _Transformers, document: Document) -> Row:
+    tokens = document.tokens
+    model = pretrained.model
+    ours = model.logits(model.hidden(tokens, patterns.causal(len(tokens))))
+    exact, theirs = (peer.logits(tokens, double=double) for double in (True, False))
+    text = pretrained.tokenizer.decode(tokens.tolist())
+    same = peer.tokenizer(text, add_special_tokens=False)["input_ids"] == tokens.tolist()
+    error, peer_error = ours - exact, theirs - exact
+    return {
+        "same_tokens": bool(same),
+        "spread": float(exact.std()),
+        "max_error": float(np.abs(error).max()),
+        "peer_max_error": float(np.abs(peer_error).max()),
+        "rms_error": float(np.sqrt(np.mean(error**2))),
+        "peer_rms_error": float(np.sqrt(np.mean(peer_error**2))),
+        "same_best": float((ours.argmax(axis=1) == exact.argmax(axis=1)).mean()),
+        "peer_same_best": float((theirs.argmax(axis=1) == exact.argmax(axis=1)).mean()),
+    }
+
+
+def run(arguments: Sequence[str] | None = None) -> Path:
+    """Compare on every document; returns the results file."""
+    options = parse_options("logits", [], _LENGTH, arguments)
+    path = model_path(options.model)
+    pretrained, peer = load_model(path), _Transformers(path)
+    results = Results(options.output, "logits", pretrained.facts)
+    versions = {name: version(name) for name in ("torch", "transformers", "gguf")}
+    jobs = []
+    for document in documents.language(pretrained.tokenizer, options.length)[: options.documents]:
+        key = {"document": document.name, "digest": document.digest, "tokens": options.length, **versions}
+        jobs.append(Job(key, options.length, partial(_compare, pretrained, peer, document)))
+    run_missing(jobs, results)
+    return Path(options.output)
+
+
+if __name__ == "__main__":
+    run()
