@@ -22,7 +22,7 @@ FAMILIES = (
     "block_local",
 )
 
-SCENARIO = Scenario("language", documents.language, FAMILIES, 4096)
+SCENARIO = Scenario("language", documents.language, FAMILIES, (4096,))
 
 if __name__ == "__main__":
     SCENARIO.run()

@@ -21,25 +21,36 @@ from numba_sparse_attn import patterns
 
 from . import documents
 from .documents import Document
+from .gguf import GgufFile
 from .model import Pretrained, load_model, model_path
 from .options import parse_options
 from .runs import Job, Results, Row, run_missing
 
 __all__ = ["run"]
 
-_LENGTH = 1024
+_LENGTHS = (1024,)
 
 
 class _Transformers:
-    """Transformers' tokenizer and model from the same GGUF file."""
+    """Transformers' model from a GGUF file, and a tokenizer of the library below it.
 
-    def __init__(self, path: Path) -> None:
+    What Transformers makes of the file's tokenizer is not used: it reads the merges, but not the rule
+    ``smollm`` that cuts digits out before words are looked for.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import AutoModelForCausalLM
 
         place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
         self._torch = torch
-        self.tokenizer = AutoTokenizer.from_pretrained(**place)
+        numbers = {token: number for number, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+        self.tokenizer = Tokenizer(models.BPE(numbers, merges))
+        self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
         self._single = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
         self._double = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).double().eval()
 
@@ -54,11 +65,12 @@ def _compare(pretrained: Pretrained, peer: _Transformers, document: Document) ->
     model = pretrained.model
     ours = model.logits(model.hidden(tokens, patterns.causal(len(tokens))))
     exact, theirs = (peer.logits(tokens, double=double) for double in (True, False))
+    # Cut off elsewhere, a text may end in other tokens: both are asked for those of the text as it is.
     text = pretrained.tokenizer.decode(tokens.tolist())
-    same = peer.tokenizer(text, add_special_tokens=False)["input_ids"] == tokens.tolist()
+    their_tokens = peer.tokenizer.encode(text).ids
     error, peer_error = ours - exact, theirs - exact
     return {
-        "same_tokens": bool(same),
+        "same_tokens": pretrained.tokenizer.encode(text) == their_tokens,
         "spread": float(exact.std()),
         "max_error": float(np.abs(error).max()),
         "peer_max_error": float(np.abs(peer_error).max()),
@@ -71,15 +83,16 @@ def _compare(pretrained: Pretrained, peer: _Transformers, document: Document) ->
 
 def run(arguments: Sequence[str] | None = None) -> Path:
     """Compare on every document; returns the results file."""
-    options = parse_options("logits", [], _LENGTH, arguments)
+    options = parse_options("logits", [], _LENGTHS, arguments)
     path = model_path(options.model)
-    pretrained, peer = load_model(path), _Transformers(path)
+    pretrained, peer = load_model(path), _Transformers(path, GgufFile(path).metadata)
     results = Results(options.output, "logits", pretrained.facts)
     versions = {name: version(name) for name in ("torch", "transformers", "gguf")}
     jobs = []
-    for document in documents.language(pretrained.tokenizer, options.length)[: options.documents]:
-        key = {"document": document.name, "digest": document.digest, "tokens": options.length, **versions}
-        jobs.append(Job(key, options.length, partial(_compare, pretrained, peer, document)))
+    for length in options.lengths:
+        for document in documents.language(pretrained.tokenizer, length)[: options.documents]:
+            key = {"document": document.name, "digest": document.digest, "tokens": length, **versions}
+            jobs.append(Job(key, length, partial(_compare, pretrained, peer, document)))
     run_missing(jobs, results)
     return Path(options.output)
 

@@ -12,11 +12,11 @@ from .runs import RESULTS, Row
 __all__ = ["cells", "parse_options"]
 
 #: Small enough for the tests, large enough to go through everything.
-_QUICK = {"length": 256, "documents": 2, "densities": [0.25], "families": ["window", "sink_window"]}
+_QUICK = {"lengths": [256], "documents": 2, "densities": [0.25], "families": ["window", "sink_window"]}
 
 
 def parse_options(
-    name: str, families: Sequence[str], length: int, arguments: Sequence[str] | None
+    name: str, families: Sequence[str], lengths: Sequence[int], arguments: Sequence[str] | None
 ) -> argparse.Namespace:
     """Read the command line of a scenario.
 
@@ -26,7 +26,7 @@ def parse_options(
         Of the scenario and of its results file.
     families : sequence of str
         That it runs unless told otherwise, and may be told to.
-    length : int
+    lengths : sequence of int
         Tokens of a document unless told otherwise.
     arguments : sequence of str, optional
         In place of those of the process.
@@ -38,13 +38,13 @@ def parse_options(
     parser.add_argument("--quick", action="store_true", help="two short documents, two patterns, one density")
     parser.add_argument("--model", type=Path, help="a GGUF file in place of the installed package's")
     parser.add_argument("--output", type=Path, help=f"results file; {RESULTS.name}/{name}.json if not given")
-    parser.add_argument("--length", type=int, help=f"tokens of a document; {length} if not given")
+    parser.add_argument("--lengths", type=int, nargs="+", help=f"tokens of a document; {[*lengths]}")
     parser.add_argument("--documents", type=int, help="only so many documents")
     parser.add_argument("--densities", type=float, nargs="+", help="shares of the dense causal pairs")
     parser.add_argument("--families", nargs="+", choices=list(families))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the families that draw lots")
     options = parser.parse_args(arguments)
-    usual = {"length": length, "documents": None, "densities": list(DENSITIES), "families": list(families)}
+    usual = {"lengths": lengths, "documents": None, "densities": DENSITIES, "families": families}
     for option, value in (_QUICK if options.quick else usual).items():
         if getattr(options, option) is None:
             setattr(options, option, value)

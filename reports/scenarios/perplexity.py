@@ -35,8 +35,8 @@ class Scenario:
     documents : function of a tokenizer and a length
     families : sequence of str
         Besides dense attention.
-    length : int
-        Tokens of a document.
+    lengths : sequence of int
+        Tokens of a document, one after the other.
     levels : function of a tokenizer and a document, optional
         Level of indentation of every token. Tokens with which it changes are also summed on their own.
     """
@@ -44,16 +44,19 @@ class Scenario:
     name: str
     documents: Callable[[Tokenizer, int], list[Document]]
     families: Sequence[str]
-    length: int
+    lengths: Sequence[int]
     levels: Callable[[Tokenizer, Document], npt.NDArray[np.int64]] | None = None
 
     def run(self, arguments: Sequence[str] | None = None) -> Path:
         """Measure what the command line asks for and is not there yet; returns the results file."""
-        options = parse_options(self.name, self.families, self.length, arguments)
+        options = parse_options(self.name, self.families, self.lengths, arguments)
         pretrained = load_model(model_path(options.model))
-        documents = self.documents(pretrained.tokenizer, options.length)[: options.documents]
         results = Results(options.output, self.name, pretrained.facts)
-        run_missing(list(self._jobs(pretrained, documents, cells(options))), results)
+        jobs: list[Job] = []
+        for length in options.lengths:
+            documents = self.documents(pretrained.tokenizer, length)[: options.documents]
+            jobs += self._jobs(pretrained, documents, cells(options))
+        run_missing(jobs, results)
         return Path(options.output)
 
     def _jobs(

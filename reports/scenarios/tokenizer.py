@@ -89,6 +89,11 @@ class Tokenizer:
                 else:
                     joined.append(part)
             parts = joined
+        unknown = [part for part in parts if part not in self._numbers]
+        if unknown:
+            raise ValueError(
+                f"no token for byte {self._bytes[unknown[0]]} in {word!r}; remove it from the text"
+            )
         return tuple(self._numbers[part] for part in parts)
 
     def bytes_of(self, token: int) -> bytes:
