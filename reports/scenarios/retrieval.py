@@ -79,6 +79,8 @@ def _make_probe(
     closing = tokenizer.encode(prompt) + answer
     document = haystack[: length - len(opening) - len(hidden) - len(closing)]
     ends = _sentence_ends(tokenizer, document)
+    if not len(ends):
+        raise ValueError(f"no sentence ends in the first {len(document)} tokens; take a longer length")
     place = int(ends[np.abs(ends - depth * len(document)).argmin()]) + 1
     tokens = np.concatenate([opening, document[:place], hidden, document[place:], closing]).astype(np.int64)
     boundaries = _sentence_ends(tokenizer, tokens[: length - len(closing)])
