@@ -32,7 +32,13 @@ def token_levels(tokenizer: Tokenizer, document: Document) -> npt.NDArray[np.int
     return lines[newlines - ended_by]
 
 
-SCENARIO = Scenario("code", documents.code, (*language.FAMILIES, "indentation"), (2048,), levels=token_levels)
+SCENARIO = Scenario(
+    "code",
+    documents.code,
+    (*language.FAMILIES, "indentation", "sink_indentation"),
+    (2048,),
+    levels=token_levels,
+)
 
 if __name__ == "__main__":
     SCENARIO.run()

@@ -2,7 +2,8 @@
 
 A budget is a density: that share of the pairs of dense causal attention. What a family tunes is one whole
 number, taken as large as the budget allows. Families made of two parts spend half of the budget on what
-they are named for, and the rest on a window of the latest keys, as every one of them has in the literature.
+they are named for, and the rest on a window of the latest keys, as every one of them has in the literature;
+where that is done otherwise, the family says so.
 """
 
 from __future__ import annotations
@@ -139,12 +140,24 @@ def _block_local(text: Text, budget: int, seed: int) -> Pattern:
 
 
 def _indentation(text: Text, budget: int, seed: int) -> Pattern:
-    """Tokens of the same level and of the statements around the block, the nearest first."""
+    return _scoped(text, budget, 0)
+
+
+def _sink_indentation(text: Text, budget: int, seed: int) -> Pattern:
+    return _scoped(text, budget, _SINKS)
+
+
+def _scoped(text: Text, budget: int, sinks: int) -> Pattern:
+    """The first tokens, a window, and the nearest tokens of the same level and of the block around it.
+
+    The window gets a quarter of the budget: with half, it would reach as far as the tokens of the level,
+    which are about half of all that are near.
+    """
     if text.levels is None:
         raise ValueError("the indentation family needs the levels of the tokens")
+    near = _largest(lambda reach: patterns.sink_window(text.length, sinks, reach), budget // 4, text.length)
     lines = patterns.indentation(text.levels, 0)
-    part = _largest(lambda reach: lines & _window(text.length, reach), budget // 2, text.length)
-    return _with_window(part, budget)
+    return _largest(lambda reach: near | (lines & _window(text.length, reach)), budget, text.length)
 
 
 def _document_qa(text: Text, budget: int, seed: int) -> Pattern:
@@ -177,13 +190,14 @@ FAMILIES: dict[str, _Family] = {
     "log_sparse": _log_sparse,
     "block_local": _block_local,
     "indentation": _indentation,
+    "sink_indentation": _sink_indentation,
     "document_qa": _document_qa,
 }
 
 #: Families that draw lots.
 SEEDED = frozenset({"bigbird", "random"})
 #: Families that look at the text and not at its length alone.
-_TEXTUAL = frozenset({"indentation", "document_qa"})
+_TEXTUAL = frozenset({"indentation", "sink_indentation", "document_qa"})
 
 
 def make_pattern(family: str, text: Text, density: float, seed: int) -> Pattern:

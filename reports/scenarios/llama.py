@@ -75,7 +75,7 @@ class Llama:
             ],
         )
 
-    def hidden(self, tokens: npt.ArrayLike, pattern: nsa.Pattern) -> Floats:
+    def hidden(self, tokens: npt.ArrayLike, pattern: nsa.Pattern, *, engine: str = "cpu") -> Floats:
         """What the last layer says at every position, normalised: times the embedding, the logits.
 
         Parameters
@@ -84,12 +84,14 @@ class Llama:
         pattern : Pattern
             Of shape (n, n), the same in every layer and head. It has to be causal; this is not checked,
             as the set of a long pattern is not cheap to look at.
+        engine : str
+            Who computes the attention; "reference" is the oracle, in double precision.
         """
         numbers = np.asarray(tokens)
         if len(numbers) > self.context:
             raise ValueError(f"{len(numbers)} tokens; the model was trained for up to {self.context}")
         attend = nsa.plan(
-            pattern, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, engine="cpu"
+            pattern, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, engine=engine
         )
         turn = self._rotation(len(numbers))
         state = self.embedding[numbers]
@@ -102,8 +104,9 @@ class Llama:
             state += seen.transpose(1, 0, 2).reshape(len(numbers), -1) @ weights["attn_output"].T
             inner = self._normalised(state, weights["ffn_norm"])
             gate = inner @ weights["ffn_gate"].T
-            # SiLU by the hyperbolic tangent, which cannot overflow.
-            gate *= 0.5 + 0.5 * np.tanh(0.5 * gate)
+            # Far below zero exp overflows, and one over it is the zero that is wanted.
+            with np.errstate(over="ignore"):
+                gate /= 1.0 + np.exp(-gate)
             gate *= inner @ weights["ffn_up"].T
             state += gate @ weights["ffn_down"].T
         return self._normalised(state, self.output_norm)

@@ -2,8 +2,9 @@
 
     python -m reports.scenarios.logits [--quick]
 
-Needs ``torch``, ``transformers`` and ``gguf``. Both are compared with Transformers' model in float64, so that
-the bound is the project's: twice the error of an independent float32 computation.
+Needs ``torch``, ``transformers``, ``accelerate`` and ``gguf``. What is right is
+Transformers' model in float64. Beside our error stand two others of float32: Transformers' own, and that of
+our model with the oracle for attention, which is what the products with the weights alone make of it.
 """
 
 from __future__ import annotations
@@ -63,18 +64,23 @@ class _Transformers:
 def _compare(pretrained: Pretrained, peer: _Transformers, document: Document) -> Row:
     tokens = document.tokens
     model = pretrained.model
-    ours = model.logits(model.hidden(tokens, patterns.causal(len(tokens))))
+    causal = patterns.causal(len(tokens))
+    ours, oracle = (
+        model.logits(model.hidden(tokens, causal, engine=engine)) for engine in ("cpu", "reference")
+    )
     exact, theirs = (peer.logits(tokens, double=double) for double in (True, False))
     # Cut off elsewhere, a text may end in other tokens: both are asked for those of the text as it is.
     text = pretrained.tokenizer.decode(tokens.tolist())
     their_tokens = peer.tokenizer.encode(text).ids
-    error, peer_error = ours - exact, theirs - exact
+    error, oracle_error, peer_error = ours - exact, oracle - exact, theirs - exact
     return {
         "same_tokens": pretrained.tokenizer.encode(text) == their_tokens,
         "spread": float(exact.std()),
         "max_error": float(np.abs(error).max()),
+        "oracle_max_error": float(np.abs(oracle_error).max()),
         "peer_max_error": float(np.abs(peer_error).max()),
         "rms_error": float(np.sqrt(np.mean(error**2))),
+        "oracle_rms_error": float(np.sqrt(np.mean(oracle_error**2))),
         "peer_rms_error": float(np.sqrt(np.mean(peer_error**2))),
         "same_best": float((ours.argmax(axis=1) == exact.argmax(axis=1)).mean()),
         "peer_same_best": float((theirs.argmax(axis=1) == exact.argmax(axis=1)).mean()),

@@ -196,16 +196,21 @@ def _logits_sections(rows: Sequence[Row]) -> list[str]:
             "the same" if row["same_tokens"] else "**others**",
             f"{row['spread']:.1f}",
             f"{row['max_error']:.1e}",
+            f"{row['oracle_max_error']:.1e}",
             f"{row['peer_max_error']:.1e}",
             f"{row['rms_error']:.1e}",
+            f"{row['oracle_rms_error']:.1e}",
             f"{row['peer_rms_error']:.1e}",
         ]
         for row in rows
     ]
-    ours = ["max error", "of Transformers", "rms error", "of Transformers"]
+    errors = [
+        f"{kind} error{whose}" for kind in ("max", "rms") for whose in ("", ", oracle", ", Transformers")
+    ]
     return [
-        "Against Transformers' float64 logits of the same file; beside our error, that of its own float32.",
-        markdown_table(["document", "length", "tokens", "spread of logits", *ours], lines),
+        "Against Transformers' float64 logits of the same file. Beside our error stand those of our model "
+        "with the oracle for attention, and of Transformers' float32.",
+        markdown_table(["document", "length", "tokens", "spread of logits", *errors], lines),
     ]
 
 
