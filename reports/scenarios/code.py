@@ -15,7 +15,7 @@ from .documents import Document
 from .perplexity import Scenario
 from .tokenizer import Tokenizer
 
-__all__ = ["SCENARIO", "token_levels"]
+__all__ = ["FAMILIES", "SCENARIO", "token_levels"]
 
 
 def token_levels(tokenizer: Tokenizer, document: Document) -> npt.NDArray[np.int64]:
@@ -32,13 +32,9 @@ def token_levels(tokenizer: Tokenizer, document: Document) -> npt.NDArray[np.int
     return lines[newlines - ended_by]
 
 
-SCENARIO = Scenario(
-    "code",
-    documents.code,
-    (*language.FAMILIES, "indentation", "sink_indentation"),
-    (2048,),
-    levels=token_levels,
-)
+FAMILIES = (*language.FAMILIES, "indentation", "sink_indentation")
+
+SCENARIO = Scenario("code", documents.code, FAMILIES, (2048,), levels=token_levels)
 
 if __name__ == "__main__":
     SCENARIO.run()

