@@ -8,6 +8,9 @@ Within a block, the rows are the leaves of a segment tree: a run of keys of any 
 most ``2 log2(n)`` of its nodes. With skip connections rows only grow, and a row is looked at again only
 where a row that it sees has grown since; a window of 256 over 65,536 tokens connects all of them in
 256 layers, in each of which all but a few rows of a block stay as they are.
+
+Measured until all of 65,536 tokens are connected, on two cores: causal 5 s, that window 20 s, bigbird in
+blocks of 64 7 s, 64 random keys a query, which form no runs, 71 s.
 """
 
 from __future__ import annotations
