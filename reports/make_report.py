@@ -33,8 +33,9 @@ NO_ROWS = "No rows are published yet. `python benchmarks/run.py` measures them o
 GPU_NOTE = (
     "Time is the GPU's, by events around batches of calls, each from a cold cache and queued beforehand. "
     "Memory is what one call takes beyond its inputs, what it was planned with included. JAX computes in "
-    "streams of its own: its time is the host's, from an idle GPU until its results are there, and its memory is "
-    "not counted. Energy is the GPU's own count over seconds of calls from a warm cache, its idling included."
+    "streams of its own: its time is the host's, from an idle GPU until its results are there, and its "
+    "memory is not counted. Energy is the GPU's own count over seconds of calls from a warm cache, its "
+    "idling included."
 )
 
 

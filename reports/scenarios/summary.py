@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.make_report import markdown_table
+from reports.report_tables import markdown_table
 
 from .comparison import RESAMPLES, Comparison, compare, complete_rows
 from .families import DENSE
