@@ -1,4 +1,8 @@
-"""The documents: long texts in this folder, and modules of the standard library."""
+"""The documents: what every Python carries. Chapters of its language reference, and modules of its library.
+
+A model trained on text of the web has seen both; what is compared is one attention with another on the same
+text, not the model with other models. Both change from one Python to the next: rows carry a digest.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import re
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +20,8 @@ from .tokenizer import Tokenizer
 
 __all__ = ["Document", "code", "language"]
 
-#: Where each of them comes from, and that it may be copied, is in SOURCES.md beside them.
-_FOLDER = Path(__file__).resolve().parent / "documents"
+#: Characters that a chapter has at least; shorter topics are joined until they have as many.
+_CHAPTER = 20_000
 
 #: Modules of one file in every supported Python, of several kinds and authors.
 _MODULES = (
@@ -52,9 +57,20 @@ class Document:
 
 
 def language(tokenizer: Tokenizer, length: int) -> list[Document]:
-    """Books and essays, `length` tokens each."""
-    paths = sorted(_FOLDER.glob("*.txt"))
-    return [_document(path.stem, path.read_text("utf-8"), tokenizer, length) for path in paths]
+    """Chapters of the language reference, `length` tokens each, as ``pydoc`` has them.
+
+    The long topics one by one, then the others, joined in the order of their names.
+    """
+    chapters = {name: text for name, text in topics.items() if len(text) >= _CHAPTER}
+    joined: list[str] = []
+    first = ""
+    for name in sorted(topics.keys() - chapters.keys()):
+        first = first or name
+        joined.append(topics[name])
+        if sum(map(len, joined)) >= _CHAPTER:
+            chapters[f"{first}_to_{name}"] = "\n\n".join(joined)
+            joined, first = [], ""
+    return [_document(name, text, tokenizer, length) for name, text in sorted(chapters.items())]
 
 
 def code(tokenizer: Tokenizer, length: int) -> list[Document]:

@@ -115,7 +115,8 @@ def test_levels_count_a_line_end_to_the_next_line(pretrained: Pretrained) -> Non
 
 
 def test_probes_hide_their_sentence_at_every_depth(pretrained: Pretrained) -> None:
-    haystack = documents.language(pretrained.tokenizer, 2048)[0].tokens
+    chapters = {chapter.name: chapter for chapter in documents.language(pretrained.tokenizer, 2048)}
+    haystack = chapters["types"].tokens  # prose from its beginning on
     fact = retrieval._FACTS[0]
     for probe in retrieval.PROBES:
         places = []
@@ -130,10 +131,10 @@ def test_probes_hide_their_sentence_at_every_depth(pretrained: Pretrained) -> No
         assert places == pytest.approx(retrieval.DEPTHS, abs=0.1)
 
 
-def test_documents_are_long_enough_and_listed() -> None:
-    sources = (documents._FOLDER / "SOURCES.md").read_text("utf-8")
-    names = {path.name for path in documents._FOLDER.glob("*.txt")}
-    assert len(names) >= 12 and all(f"`{name}`" in sources for name in names)
+def test_chapters_are_long_enough_and_whole(pretrained: Pretrained) -> None:
+    chapters = documents.language(pretrained.tokenizer, 2048)
+    assert len(chapters) >= 12 and len({chapter.name for chapter in chapters}) == len(chapters)
+    assert len({chapter.digest for chapter in chapters}) == len(chapters)
 
 
 def test_code_begins_with_a_definition_and_changes_its_level(pretrained: Pretrained) -> None:
