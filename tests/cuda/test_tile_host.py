@@ -60,6 +60,7 @@ class Device:
             mock.patch.multiple(
                 maps, _encode=self.encode, upload=self.upload, overwrite=self.overwrite, _SETS=self._sets
             ),
+            mock.patch.object(tile, "has_wgmma", lambda device: True),
             mock.patch.object(schedule, "upload", self.upload),
             mock.patch.object(schedule, "_LISTS", {}),
             mock.patch.multiple(

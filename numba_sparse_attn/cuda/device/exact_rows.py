@@ -14,9 +14,8 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64
 
-from ..ptx.arithmetic import fma_float32
-from ..ptx.convert import exp2_float32
 from . import lanes
+from .fragments import fma_float32
 
 __all__ = ["exact_row"]
 
@@ -35,7 +34,7 @@ def exact_row(kind: str, depth: int, width: int) -> Callable[..., Any]:
     depth_parts, width_parts = -(-depth // 32), -(-width // 32)
     load, store = lanes.load_element(kind), lanes.store_element(kind)
     load_int32, load_int64 = lanes.load_int32, lanes.load_int64
-    xor_lane = lanes.xor_lane
+    exp2_float32, xor_lane = lanes.exp2("float32"), lanes.xor_lane
     infinite = float32(math.inf)
 
     @cuda.jit(device=True, inline="always")

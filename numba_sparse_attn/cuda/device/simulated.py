@@ -22,8 +22,10 @@ import numpy.typing as npt
 from numba import cuda, int64
 
 __all__ = [
+    "aligned_room",
     "commit_copies",
     "copy_chunk",
+    "exchange",
     "exp2",
     "from_lane",
     "guarded",
@@ -32,6 +34,7 @@ __all__ = [
     "load_int32",
     "load_int64",
     "load_shared_chunk",
+    "shared_elements",
     "shared_room",
     "store_chunk",
     "store_element",
@@ -64,6 +67,7 @@ class _Warp:
 
     def __init__(self) -> None:
         self._slots: tuple[list[Any], list[Any]] = ([None] * _LANES, [None] * _LANES)
+        self._combined: list[Any] = [None, None]
         self._turns = [0] * _LANES
         self._arrived = 0
         self._counting = threading.Lock()
@@ -71,16 +75,19 @@ class _Warp:
         for gate in self._gates:
             gate.acquire()
 
-    def exchange(self, lane: int, value: Any) -> list[Any]:
-        """The values of all lanes, once every lane has come here."""
-        slots = self._slots[self._turns[lane]]
+    def exchange(self, lane: int, value: Any, combine: Callable[[list[Any]], Any] | None) -> Any:
+        """The values of all lanes, once every lane has come here; or what `combine` makes of them, once."""
+        turn = self._turns[lane]
         self._turns[lane] ^= 1
+        slots = self._slots[turn]
         slots[lane] = value
         with self._counting:
             self._arrived += 1
             last = self._arrived == _LANES
             if last:
                 self._arrived = 0
+        if last and combine is not None:
+            self._combined[turn] = combine(slots)
         # A gate a lane: half the time of threading.Barrier, whose lanes also queue for one lock.
         if last:
             for other, gate in enumerate(self._gates):
@@ -88,7 +95,7 @@ class _Warp:
                     gate.release()
         else:
             self._wait(lane)
-        return slots
+        return slots if combine is None else self._combined[turn]
 
     def _wait(self, lane: int) -> None:
         latest = time.monotonic() + _PATIENCE
@@ -101,6 +108,7 @@ class _Warp:
 #: The warps of a block that is running, by the simulator's object for the block.
 _warps: WeakKeyDictionary[Any, dict[int, _Warp]] = WeakKeyDictionary()
 _making_warps = threading.Lock()
+_making_rooms = threading.Lock()
 
 
 def _thread() -> Any:
@@ -108,26 +116,26 @@ def _thread() -> Any:
     return threading.current_thread()
 
 
-def _exchange(value: Any) -> tuple[list[Any], int]:
-    """The values of all lanes of the warp, and the number of the lane that calls."""
+def exchange(value: Any, combine: Callable[[list[Any]], Any] | None = None) -> tuple[Any, int]:
+    """The values of all lanes of the warp, or `combine` of them, and the number of the lane that calls."""
     thread = _thread()
     number, lane = divmod(thread.thread_id, _LANES)
     with _making_warps:
         warps = _warps.setdefault(thread._manager, {})
         if number not in warps:
             warps[number] = _Warp()
-    return warps[number].exchange(lane, value), lane
+    return warps[number].exchange(lane, value, combine), lane
 
 
 def xor_lane(value: Any, distance: int) -> Any:
     """The value of the lane whose number differs in the bits of `distance`."""
-    values, mine = _exchange(value)
+    values, mine = exchange(value)
     return values[mine ^ distance]
 
 
 def from_lane(value: Any, lane: int) -> Any:
     """The value of one lane, for every lane of the warp (which may name different ones)."""
-    values, _ = _exchange(value)
+    values, _ = exchange(value)
     return values[lane % _LANES]
 
 
@@ -174,6 +182,11 @@ def _elements(
     return np.frombuffer(memory, dtype)
 
 
+def shared_elements(address: Any, dtype: np.dtype[Any], count: int) -> _Array:
+    """The elements at an address of shared memory, as a view."""
+    return _elements(address, dtype, count, shared=True)
+
+
 def _check(begin: int, size: int, written: bool) -> None:
     """Refuse bytes that no array holds."""
     if _allowed is not None and not any(
@@ -218,11 +231,18 @@ def load_shared_chunk(kind: str) -> Callable[[Any, _Array, int], None]:
 
 def shared_room(nbytes: int) -> Callable[[], Any]:
     """Function ``()``: the address of so many bytes of shared memory, aligned to 16."""
+    return aligned_room(nbytes, _CHUNK_BYTES)
+
+
+def aligned_room(nbytes: int, alignment: int) -> Callable[[], Any]:
+    """Function ``()``: the address of so many bytes of shared memory, at a multiple of `alignment`."""
 
     @cuda.jit(device=True)
     def room():
-        address = cuda.shared.array(nbytes // 8 + 2, int64).__array_interface__["data"][0]
-        return np.int64(address + 15 & ~15)
+        # Two threads that come first together would get an array each, and one of these would not stay.
+        with _making_rooms:
+            array = cuda.shared.array((nbytes + alignment) // 8, int64)
+        return np.int64(-(-array.__array_interface__["data"][0] // alignment) * alignment)
 
     return room
 

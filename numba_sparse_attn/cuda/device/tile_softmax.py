@@ -1,4 +1,4 @@
-"""Online softmax of a warpgroup's scores, in the registers that ``ptx/wgmma.py`` leaves them in.
+"""Online softmax of scores in the registers that ``ptx/wgmma.py`` and ``ptx/mma.py`` leave them in.
 
 A thread has two rows, 8 apart, and shares each with the three other lanes of its quad. Per row it keeps the
 maximum on which its weights are based and its own part of their sum. Weights are exp2(factor * score - shift)
@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32
 
-from ..ptx.arithmetic import fma_float32, max_float32
-from ..ptx.convert import exp2_float32
-from ..ptx.registers import keep_by_bits, pack_pair
 from . import lanes
+from .fragments import any_lane, fma_float32, keep_by_bits, max_float32, pack_pair
 
 __all__ = ["SoftmaxTools", "softmax_tools"]
 
@@ -44,15 +42,16 @@ class SoftmaxTools(NamedTuple):
 def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
     """Device functions for scores of `columns` keys and sums of `width` values.
 
-    ``mask(scores, low, high)``: by the thread's mask word, in two halves (one, for 64 keys);
+    ``mask(scores, low, high)``: by the thread's mask word, in two halves (one, up to 64 keys);
     ``start(scores, factor)`` -> maximum and sum of either row; scores become weights;
     ``proceed(scores, factor, maxima, sums)`` -> these, fading factors, whether any in the warp is not 1;
     ``rescale(sums, fading)``, ``pack(scores, weights)``.
     """
     quads, value_quads = columns // 8, width // 8
     xor_lane = lanes.xor_lane
+    exp2_float32 = lanes.exp2("float32")
     pack_two = pack_pair(kind)
-    keep_low = keep_by_bits(0, 32)
+    keep_low = keep_by_bits(0, min(columns // 2, 32))
     keep_high = keep_by_bits(32, 32) if columns == 128 else None
     infinite = float32(math.inf)
 
@@ -115,7 +114,7 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
         upper_fade = lower_fade = float32(1.0)
         upper_grows = (new_upper - upper) * factor > float32(_PATIENCE)
         lower_grows = (new_lower - lower) * factor > float32(_PATIENCE)
-        grows = cuda.any_sync(0xFFFFFFFF, upper_grows or lower_grows)
+        grows = any_lane(upper_grows or lower_grows)
         if grows:
             if upper_grows:
                 upper_fade = exp2_float32((upper - new_upper) * factor)

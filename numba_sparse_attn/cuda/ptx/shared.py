@@ -11,7 +11,10 @@ from numba.cuda.extending import intrinsic
 from .inline import INT32, INT64, assemble
 from .instructions import instruction
 
-__all__ = ["load_shared_int32", "shared_address", "store_shared_int32"]
+__all__ = ["load_shared_int32", "place_of", "shared_address", "store_shared_int32"]
+
+#: What an address is.
+place_of: Any = uint32
 
 
 @intrinsic

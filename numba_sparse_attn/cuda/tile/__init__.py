@@ -12,6 +12,7 @@ from ...errors import EngineError
 from ...formats.tiles import Tiles
 from ...formats.work import Request
 from ..view import DeviceView
+from .launch_sm80 import forward_without_wgmma, has_wgmma
 from .prepared import ForwardLaunch, prepare_forward
 from .shape import MOST_HEAD_DIM
 
@@ -57,6 +58,9 @@ def forward(
     Called by the planner: ``nsa.sparse_attention(q, k, v, pattern, engine="cuda-tile")``.
     """
     if not request.n_q or not request.which.size:
+        return
+    if not has_wgmma(out.device):
+        forward_without_wgmma(request, q, k, v, out, lse)
         return
     key = (
         *("tile forward", out.device, q.shape[:-3], q.strides, k.strides, v.strides, out.strides),

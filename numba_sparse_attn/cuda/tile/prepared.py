@@ -26,7 +26,7 @@ from .packing import pack_groups
 from .schedule import schedule_of
 from .shape import TileShape, tile_shape
 
-__all__ = ["ForwardLaunch", "prepare_forward"]
+__all__ = ["ForwardLaunch", "prepare_forward", "queue_copy"]
 
 #: A factor of 0 would make nan of a masked score, which is -inf; this one makes 0 of all others, too.
 _SMALLEST_FACTOR = float(np.finfo(np.float32).tiny)
@@ -86,7 +86,9 @@ class ForwardLaunch:
             rooms.append(room)
             places = (*places[:number], room.address, *places[number + 1 :])
             if number != _OUT:
-                _copy(self.kind, operand.moved(own[number]), operand.packed(room.address), device, stream)
+                queue_copy(
+                    self.kind, operand.moved(own[number]), operand.packed(room.address), device, stream
+                )
         capturing = streams.is_capturing(handle)
         with self.maps.lock:
             maps = self.maps.address_of(self.layout, places, capturing=capturing)
@@ -101,7 +103,7 @@ class ForwardLaunch:
             )
         if self.copied and self.copied[-1][0] == _OUT:
             operand = self.copied[-1][1]
-            _copy(self.kind, operand.packed(places[_OUT]), operand.moved(own[_OUT]), device, stream)
+            queue_copy(self.kind, operand.packed(places[_OUT]), operand.moved(own[_OUT]), device, stream)
 
 
 def prepare_forward(
@@ -161,7 +163,7 @@ def _multiprocessors(device: int) -> int:
     return int(streams.call("cuDeviceGetAttribute", attribute, device))
 
 
-def _copy(kind: str, source: Operand, target: Operand, device: int, stream: Any) -> None:
+def queue_copy(kind: str, source: Operand, target: Operand, device: int, stream: Any) -> None:
     """Queue a copy between two layouts of one array."""
     batches, heads, rows, columns = source.lengths
     every_row = batches * heads * rows

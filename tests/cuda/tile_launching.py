@@ -1,0 +1,104 @@
+"""The tile engine on NumPy arrays, with the kernel that needs no Hopper in Numba's simulator.
+
+The host side runs as it is; only what needs a device is replaced: copies to it, temporary memory, loading and
+launching. While a kernel runs it may read and write what its part in the engine asks for and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from numba import cuda
+
+from numba_sparse_attn.cuda import tile
+from numba_sparse_attn.cuda.device.simulated import guarded
+from numba_sparse_attn.cuda.tile import launch_sm80, prepared, schedule
+from numba_sparse_attn.cuda.tile.copies import make_copy
+from numba_sparse_attn.cuda.tile.forward_sm80 import make_forward
+from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.testing import (
+    assert_margins_untouched,
+    dirty_memory,
+    nan_filled,
+    poisoned,
+    request_for,
+    surrounded,
+)
+
+#: Which arguments of a kernel are addresses of what it writes.
+WRITES = {make_forward: (1, 11), make_copy: (1,)}
+
+
+def run(problem, structures, *, poison=np.nan):
+    """ "out" and "lse"; `poison` in rows that no pair needs, NaN in outputs and around them."""
+    problem = poisoned(problem, poison)
+    q, k, v, _ = problem.arrays
+    out = surrounded(nan_filled((*q.shape[:-1], v.shape[-1]), problem.dtype))
+    lse = surrounded(nan_filled(q.shape[:-1], np.dtype(np.float32)))
+    device = _Device()
+    request = request_for(problem, structures)
+    assert tile.why_not(request) == []
+    with device.installed():
+        tile.forward(request, *(device.view(array) for array in (q, k, v, out, lse)))
+    for array in (out, lse):
+        assert_margins_untouched(array)
+    return {"out": out, "lse": lse}
+
+
+class _Device:
+    """Arrays that stand for device memory, and what is done with them."""
+
+    def __init__(self):
+        self._arrays = []
+
+    @contextlib.contextmanager
+    def installed(self):
+        kernels = {"load_kernel": self._load, "launch": self._launch}
+        with (
+            mock.patch.object(tile, "has_wgmma", lambda device: False),
+            mock.patch.multiple(prepared, **kernels),
+            mock.patch.multiple(
+                launch_sm80,
+                **kernels,
+                memory=SimpleNamespace(scratch=self._scratch),
+                streams=mock.MagicMock(),
+            ),
+            mock.patch.multiple(
+                schedule,
+                upload=lambda device, *arrays: tuple(self.view(array) for array in arrays),
+                _LISTS=weakref.WeakKeyDictionary(),
+            ),
+        ):
+            yield
+
+    def view(self, array):
+        self._arrays.append(array)
+        address = array.__array_interface__["data"][0]
+        return DeviceView(address, array.shape, array.strides, array.dtype, 0, 0, "other", array)
+
+    def _scratch(self, nbytes, device, stream, library):
+        room = nan_filled((nbytes // 4 + 4,), np.dtype(np.float32))
+        begin = -room.__array_interface__["data"][0] % 16 // 4
+        return self.view(room[begin : begin + nbytes // 4])
+
+    @staticmethod
+    def _load(make, shape, signature, threads, device, *, shared_bytes=0, blocks=1):
+        return make, shape, signature
+
+    def _launch(self, kernel, grid, threads, stream, arguments, *, shared_bytes=0):
+        make, shape, signature = kernel
+        typed = [kind(argument) for kind, argument in zip(signature.args, arguments, strict=True)]
+        targets = [arguments[number] for number in WRITES[make]]
+        readable, writable = [], []
+        for array in self._arrays:
+            low, high = np.lib.array_utils.byte_bounds(array)
+            (writable if any(low <= target < high for target in targets) else readable).append(array)
+        with guarded(readable, writable), dirty_memory(), warnings.catch_warnings():
+            # What comes of poison until it is masked is no news to a GPU.
+            warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
+            cuda.jit(make(shape))[grid, threads](*typed)

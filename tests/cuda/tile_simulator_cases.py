@@ -1,0 +1,181 @@
+"""The tile kernel on mma.sync in Numba's simulator; ``test_tile_simulator.py`` runs this file, or by hand:
+
+    NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/tile_simulator_cases.py
+
+The simulator has to be chosen before ``numba.cuda`` is imported, hence in a process of its own. A block has
+128 or 256 threads of Python: a tile takes a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numba import cuda, float32
+
+from numba_sparse_attn import as_pattern
+from numba_sparse_attn.cuda.device import fragments, simulated_fragments
+from numba_sparse_attn.cuda.device.shared_rows import row_tools
+from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
+
+from .fragment_products import make_products, operands
+from .simulator_cases import address_of, one_core  # noqa: F401
+from .tile_launching import run
+
+every_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+
+
+def check(problem, **settings):
+    masks = problem.mask if problem.mask.ndim == 3 else problem.mask[None]
+    results = run(problem, [as_pattern(mask).tiles() for mask in masks], **settings)
+    budget_for(problem, gradients=False).check(**results)
+
+
+def ragged(n_q, n_k, seed=0):
+    """Random pairs, with rows that have no key and one that has all, and no key that nobody has."""
+    mask = np.random.default_rng(seed).random((n_q, n_k)) < 0.3
+    mask[[0, n_q // 3]] = False
+    mask[n_q // 2] = True
+    return mask
+
+
+# The engine
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "value_dim", "n_k", "dtype"),
+    [
+        (32, 32, 300, "float16"),
+        (64, 64, 140, "bfloat16"),
+        (80, 80, 140, "float16"),
+        (128, 128, 140, "bfloat16"),
+        (24, 128, 60, "float16"),
+        (160, 64, 60, "bfloat16"),
+        (256, 256, 60, "float16"),
+    ],
+)
+def test_head_dimensions(head_dim, value_dim, n_k, dtype):
+    """Both shapes of a warp, half lines, queries in registers and not, results wider than queries."""
+    mask = ragged(70, n_k)
+    check(random_problem(mask, heads=1, head_dim=head_dim, value_dim=value_dim, dtype=DTYPES[dtype]))
+
+
+@every_dtype
+def test_groups_batches_and_patterns_of_their_own(dtype):
+    masks = np.stack([ragged(50, 60, seed=head) for head in range(2)])
+    problem = random_problem(masks, heads=2, kv_heads=1, head_dim=32, dtype=DTYPES[dtype], batch=(2,))
+    check(problem)
+
+
+def test_full_tiles():
+    """Alone, where the kernel has no masks, and beside partial ones."""
+    full = random_problem(np.ones((128, 384), bool), heads=1, head_dim=64, dtype=np.float16)
+    check(full)
+    band = np.ones((128, 384), bool)
+    band[1:, :40] = band[:100, 300:] = False
+    check(replace(full, mask=band))
+
+
+@pytest.mark.parametrize("scale", [-3.0, 0.0])
+def test_scales(scale):
+    check(random_problem(ragged(140, 40), heads=1, head_dim=32, dtype=np.float16, scale=scale))
+
+
+def test_scores_that_grow_along_the_row():
+    """The maximum is taken over rarely: here it grows by much, by little, and in some rows only."""
+    problem = random_problem(ragged(64, 256), heads=1, head_dim=64, dtype=np.float16, scale=1.0)
+    growing = np.linspace(0.1, 3.0, 256)[:, None] * problem.k.astype(np.float32)
+    mild = np.where(np.arange(64)[:, None] % 3, 0.2, 1.0) * problem.q.astype(np.float32)
+    check(replace(problem, q=mild.astype(np.float16), k=growing.astype(np.float16)))
+
+
+@pytest.mark.parametrize(("head_dim", "poison"), [(32, np.nan), (32, np.inf), (192, np.nan)])
+def test_what_no_query_selects_reaches_no_result(poison, head_dim):
+    """A row without keys, and rows whose tile has values that spoil them, so that they are computed again."""
+    mask = np.zeros((19, 130), bool)
+    mask[[1, 2, 17], [0, 129, 5]] = mask[18, 3:9] = True
+    check(random_problem(mask, heads=1, head_dim=head_dim, dtype=np.float16, scale=-0.2), poison=poison)
+
+
+def test_nothing_to_see():
+    for n_k in (0, 3):
+        problem = random_problem(np.zeros((3, n_k), bool), heads=1, head_dim=32, dtype=np.float16)
+        check(problem)
+
+
+@pytest.mark.parametrize("layout", ["columns first", "odd rows", "rows first"])
+def test_strides(layout):
+    """The first two are copied before and after, the third is read where it lies."""
+    problem = random_problem(
+        ragged(9, 20), heads=2, head_dim=21 if layout == "odd rows" else 24, dtype=np.float16
+    )
+    axes = {"columns first": (-1, -2), "odd rows": (0, 0), "rows first": (-3, -2)}[layout]
+    arrays = [np.ascontiguousarray(array.swapaxes(*axes)).swapaxes(*axes) for array in problem.arrays]
+    check(problem.with_arrays(*arrays))
+
+
+# What it stands on: fragments
+
+
+@every_dtype
+def test_products_of_fragments(dtype):
+    arrays, expected = operands(DTYPES[dtype])
+    cuda.jit(make_products(dtype))[1, 32](*(address_of(array) for array in arrays))
+    np.testing.assert_allclose(arrays[3], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("row_bytes", [128, 256, 384, 512])
+def test_rows_of_a_matrix_lie_in_different_banks(row_bytes):
+    """Those that are loaded together as one matrix; and every piece of every row is loaded once."""
+    tools = row_tools("float16", 64, 128, row_bytes)
+    numbers = row_bytes // 32
+    seen = np.zeros((numbers, 32), np.int64)
+
+    def kernel(seen):
+        for number in range(numbers):
+            offset = tools.lane_offset(row_bytes)
+            seen[number, cuda.threadIdx.x] = tools.pieces_at(offset, number)
+
+    cuda.jit(kernel)[1, 32](seen)
+    banks = np.sort(seen.reshape(-1, 8) // 16 % 8, axis=1)
+    assert (banks == np.arange(8)).all()
+    rows, pieces = np.divmod(seen // 16, row_bytes // 16)
+    assert (rows == np.arange(32) % 16).all()
+    assert (pieces ^ rows % 8 == 2 * np.arange(numbers)[:, None] + np.arange(32) // 16).all()
+
+
+def test_small_twins():
+    words = [fragments.pack_pair(kind)(float32(1.5), float32(-2.0)) for kind in ("float16", "bfloat16")]
+    halves = np.array(words, np.int32).view(np.int16).reshape(2, 2)
+    assert halves[0].view(np.float16).tolist() == [1.5, -2.0]
+    assert halves[1].view(DTYPES["bfloat16"]).tolist() == [1.5, -2.0]
+    values = np.arange(6, dtype=np.float32)
+    fragments.keep_by_bits(2, 3)(values, np.int32(0b101 - (1 << 31)))
+    assert values.tolist() == [0, 1, 2, -np.inf, 4, 5]
+    assert fragments.max_float32(np.float32(np.nan), np.float32(2)) == 2
+    assert fragments.fma_float32(np.float32(3), np.float32(5), np.float32(0.5)) == 15.5
+
+
+def test_any_lane():
+    seen = np.zeros((2, 64), bool)
+
+    def kernel(seen):
+        for turn in range(2):
+            seen[turn, cuda.threadIdx.x] = fragments.any_lane(cuda.threadIdx.x == 40 * turn)
+
+    cuda.jit(kernel)[1, 64](seen)
+    assert seen.reshape(2, 2, 32).all(axis=2).tolist() == [[True, False], [False, True]]
+    assert seen.sum() == 64
+
+
+def test_room_is_aligned():
+    assert simulated_fragments.place_of is np.int64
+    room = fragments.large_room(1000)
+    places = np.zeros(3, np.int64)
+
+    def kernel(places):
+        places[cuda.threadIdx.x] = room()
+
+    cuda.jit(kernel)[1, 3](places)
+    assert (places % 128 == 0).all() and len(set(places.tolist())) == 1
