@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = ["RESAMPLES", "Comparison", "bootstrap_interval", "compare", "complete
 Floats = npt.NDArray[np.float64]
 #: Tokens, density, family.
 _Cell = tuple[int, float, str]
+_Text = tuple[Any, ...]
 
 #: Draws of documents for an interval; also of signs for a test, where documents are too many for all signs.
 RESAMPLES = 10_000
@@ -87,19 +89,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def complete_rows(rows: Iterable[Row]) -> list[Row]:
-    """The rows that can be compared, of a run that may have been interrupted.
+    """The rows that can be compared, of a run that may have been interrupted or is being extended.
 
-    Of every length and density the families that were run on as many texts as any of them; of dense
-    attention, all.
+    Of every length and density: the texts that most families were run on, and the families that were run on
+    all of those. Dense attention has a density of its own, and may have been run on more.
     """
     found = list(rows)
-    texts: dict[_Cell, set[tuple[Any, ...]]] = {}
+    texts: dict[_Cell, set[_Text]] = {}
     for row in found:
-        texts.setdefault(_cell(row), set()).add((row["document"], row.get("probe"), row.get("depth")))
-    most: dict[tuple[int, float], int] = {}
+        texts.setdefault(_cell(row), set()).add(_text(row))
+    votes: dict[tuple[int, float], Counter[frozenset[_Text]]] = {}
     for (tokens, density, _), own in texts.items():
-        most[tokens, density] = max(most.get((tokens, density), 0), len(own))
-    return [row for row in found if len(texts[_cell(row)]) == most[row["tokens"], row["density"]]]
+        votes.setdefault((tokens, density), Counter())[frozenset(own)] += 1
+    chosen = {place: _most_common(sets) for place, sets in votes.items()}
+    return [
+        row
+        for row in found
+        if _text(row) in (wanted := chosen[row["tokens"], row["density"]]) and texts[_cell(row)] >= wanted
+    ]
+
+
+def _most_common(sets: Counter[frozenset[_Text]]) -> frozenset[_Text]:
+    """Of those that are equally common, the largest."""
+    return max(sets, key=lambda one: (sets[one], len(one)))
+
+
+def _text(row: Row) -> _Text:
+    """What was read: a version of a document, and the probe that it holds, if any."""
+    return row["document"], row["digest"], row.get("probe"), row.get("depth")
 
 
 def _cell(row: Row) -> _Cell:

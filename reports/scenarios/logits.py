@@ -2,9 +2,9 @@
 
     python -m reports.scenarios.logits [--quick]
 
-Needs ``torch``, ``transformers``, ``accelerate`` and ``gguf``. What is right is
-Transformers' model in float64. Beside our error stand two others of float32: Transformers' own, and that of
-our model with the oracle for attention, which is what the products with the weights alone make of it.
+Needs ``torch``, ``transformers``, ``accelerate`` and ``gguf``. What is right is Transformers' model in
+float64. Beside our error stand two others of float32: Transformers' own, and that of our model with the
+oracle for attention, which is what the products with the weights alone make of it.
 """
 
 from __future__ import annotations

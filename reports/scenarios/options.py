@@ -16,7 +16,12 @@ _QUICK = {"lengths": [256], "documents": 2, "densities": [0.25], "families": ["w
 
 
 def parse_options(
-    name: str, families: Sequence[str], lengths: Sequence[int], arguments: Sequence[str] | None
+    name: str,
+    families: Sequence[str],
+    lengths: Sequence[int],
+    arguments: Sequence[str] | None,
+    *,
+    densities: Sequence[float] = DENSITIES,
 ) -> argparse.Namespace:
     """Read the command line of a scenario.
 
@@ -30,6 +35,8 @@ def parse_options(
         Tokens of a document unless told otherwise.
     arguments : sequence of str, optional
         In place of those of the process.
+    densities : sequence of float
+        Budgets unless told otherwise.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m reports.scenarios.{name}",
@@ -44,7 +51,7 @@ def parse_options(
     parser.add_argument("--families", nargs="+", choices=list(families))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the families that draw lots")
     options = parser.parse_args(arguments)
-    usual = {"lengths": lengths, "documents": None, "densities": DENSITIES, "families": families}
+    usual = {"lengths": lengths, "documents": None, "densities": densities, "families": families}
     for option, value in (_QUICK if options.quick else usual).items():
         if getattr(options, option) is None:
             setattr(options, option, value)

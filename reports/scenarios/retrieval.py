@@ -24,7 +24,7 @@ from .options import cells, parse_options
 from .runs import Job, Results, Row, run_missing
 from .tokenizer import Tokenizer
 
-__all__ = ["DEPTHS", "FAMILIES", "LENGTHS", "PROBES", "run"]
+__all__ = ["DENSITIES", "DEPTHS", "FAMILIES", "LENGTHS", "PROBES", "run"]
 
 FAMILIES = (*language.FAMILIES, "document_qa")
 #: Tokens of a whole text, the probe included.
@@ -32,6 +32,8 @@ LENGTHS = (1024, 2048, 4096)
 #: Where the sentence is hidden: shares of the document that come before it.
 DEPTHS = (0.1, 0.5, 0.9)
 PROBES = ("needle", "question")
+#: A sixteenth of the pairs of the shortest texts has no room for a question that is seen by all.
+DENSITIES = (0.25, 0.125)
 
 
 class _Fact(NamedTuple):
@@ -120,7 +122,7 @@ def _jobs(
 
 def run(arguments: Sequence[str] | None = None) -> Path:
     """Measure what the command line asks for and is not there yet; returns the results file."""
-    options = parse_options("retrieval", FAMILIES, LENGTHS, arguments)
+    options = parse_options("retrieval", FAMILIES, LENGTHS, arguments, densities=DENSITIES)
     pretrained = load_model(model_path(options.model))
     results = Results(options.output, "retrieval", pretrained.facts)
     jobs: list[Job] = []

@@ -42,6 +42,7 @@ class Results:
 
     def __init__(self, path: Path, scenario: str, model: dict[str, str]) -> None:
         self._path = path
+        self._run = -1
         self._content: dict[str, Any] = {"scenario": scenario, "model": model, "runs": [], "rows": []}
         if path.exists():
             self._content = json.loads(path.read_text("utf-8"))

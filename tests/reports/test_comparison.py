@@ -12,7 +12,8 @@ from reports.scenarios.runs import Row
 
 
 def row(document: str, family: str, value: float, *, density: float = 0.5, depth: float = 0.5) -> Row:
-    fields = {"document": document, "family": family, "density": density, "tokens": 9, "depth": depth}
+    text = {"document": document, "digest": "0", "tokens": 9, "depth": depth}
+    fields = {**text, "family": family, "density": density}
     return {**fields, "pairs": 45 * density, "value": value}
 
 
@@ -59,6 +60,10 @@ def test_an_interrupted_family_is_left_out() -> None:
     rows = [row(name, "dense", 1.0, density=1.0) for name in "abc"]
     rows += [row(name, "whole", 2.0) for name in "ab"] + [row("a", "cut", 1.0)]
     assert {one["family"] for one in complete_rows(rows)} == {"dense", "whole"}
+    # A third document is being added: only one family has it yet.
+    families = ("first", "second", "third")
+    rows = [row(name, family, 1.0) for name in "ab" for family in families]
+    assert complete_rows([*rows, row("c", "first", 1.0)]) == rows
     # The same document at fewer depths is another mean.
     rows = [row("a", "whole", 2.0, depth=depth) for depth in (0.1, 0.9)] + [row("a", "cut", 2.0, depth=0.1)]
     assert {one["family"] for one in complete_rows(rows)} == {"whole"}

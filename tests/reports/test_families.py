@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -37,8 +39,9 @@ def test_dense_is_causal_attention() -> None:
 
 
 def test_seeds_change_what_draws_lots_and_nothing_else() -> None:
+    short = Text(512, levels=np.repeat([0, 1, 2, 1], 128))
     for family in SPARSE:
-        first, second = (make_pattern(family, TEXT, 0.25, seed) for seed in (0, 1))
+        first, second = (make_pattern(family, short, 0.25, seed) for seed in (0, 1))
         assert ((first ^ second).nnz > 0) == (family in SEEDED), family
 
 
@@ -62,6 +65,25 @@ def test_what_does_not_fit_is_refused() -> None:
         make_pattern("bigbird", Text(256), 0.01, 0)
     with pytest.raises(ValueError, match="needs the levels"):
         make_pattern("indentation", Text(256), 0.25, 0)
+
+
+@pytest.mark.parametrize(
+    ("families", "lengths", "densities"),
+    [
+        (language.SCENARIO.families, language.SCENARIO.lengths, DENSITIES),
+        (code.SCENARIO.families, code.SCENARIO.lengths, DENSITIES),
+        (retrieval.FAMILIES, retrieval.LENGTHS, retrieval.DENSITIES),
+    ],
+    ids=["language", "code", "retrieval"],
+)
+def test_what_is_run_without_options_fits(
+    families: tuple[str, ...], lengths: tuple[int, ...], densities: tuple[float, ...]
+) -> None:
+    for length, density, family in product(lengths, densities, families):
+        levels = np.repeat([0, 1, 2, 1], length // 4)
+        text = Text(length, levels, opening=16, closing=16, boundaries=np.arange(20, length - 20, 25))
+        pattern = make_pattern(family, text, density, 0)
+        assert pattern.nnz <= density * length * (length + 1) / 2
 
 
 def test_every_family_is_run_somewhere() -> None:

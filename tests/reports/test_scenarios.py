@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from reports.scenarios import code, documents, language, logits, model, retrieval, runs, summary
+from reports.scenarios import (
+    code,
+    comparison,
+    documents,
+    families,
+    language,
+    logits,
+    model,
+    retrieval,
+    runs,
+    summary,
+)
 from reports.scenarios.documents import Document
 from reports.scenarios.model import Pretrained, load_model
 from reports.scenarios.runs import RESULTS, Job, Results
@@ -170,6 +183,12 @@ def test_logits_are_compared_with_double_precision(pretrained: Pretrained) -> No
 class _Ids:
     def __init__(self, pretrained: Pretrained, text: str) -> None:
         self.ids = pretrained.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("module", [families, comparison], ids=lambda module: module.__name__)
+def test_doctests(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert attempted and not failed
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
