@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["LAYOUTS", "MALFORMED", "causal_window", "relaid", "same_bits"]
+from numba_sparse_attn import HeadPatterns
+
+__all__ = ["LAYOUTS", "MALFORMED", "causal_window", "mask_of", "ragged", "relaid", "same_bits"]
+
+
+def mask_of(pattern):
+    """(n_q, n_k), or (heads, n_q, n_k) where the heads differ."""
+    if isinstance(pattern, HeadPatterns):
+        return np.stack([member.toarray() for member in pattern])
+    return pattern.toarray()
+
+
+def ragged(n_q, n_k, seed=0):
+    """Random pairs, with rows that have no key, all keys, and a key that nobody has."""
+    mask = np.random.default_rng(seed).random((n_q, n_k)) < 0.3
+    mask[[0, n_q // 3]] = False
+    mask[n_q // 2] = True
+    mask[:, 1] = False
+    return mask
 
 
 def same_bits(one, other):

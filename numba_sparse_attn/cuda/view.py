@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DeviceView"]
+__all__ = ["DeviceView", "merged_stride"]
 
 
 @dataclass(slots=True, eq=False)
@@ -94,3 +95,12 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> t
         return 0, 0
     reach = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
     return sum(min(step, 0) for step in reach), sum(max(step, 0) for step in reach) + itemsize
+
+
+def merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """Stride of the axes flattened into one; None where there is none."""
+    axes = [(length, stride) for length, stride in zip(lengths, strides, strict=True) if length != 1]
+    for (_, outer), (length, inner) in itertools.pairwise(axes):
+        if outer != length * inner:
+            return None
+    return axes[-1][1] if axes else 0

@@ -15,18 +15,13 @@ from numba_sparse_attn.formats import from_mask
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem, run_call, run_engine
 
+from ..hard_cases import mask_of
+
 HEAD_DIMS = (1, 16, 40, 64, 80, 128)
 PATHS = {"tiles": Pattern.tiles, "rows": Pattern.rows}
 
 every_path = pytest.mark.parametrize("path", PATHS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
-
-def mask_of(pattern):
-    """(n_q, n_k), or (heads, n_q, n_k) where the heads differ."""
-    if isinstance(pattern, HeadPatterns):
-        return np.stack([member.toarray() for member in pattern])
-    return pattern.toarray()
 
 
 def ragged(n_q, n_k):

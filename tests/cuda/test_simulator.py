@@ -1,4 +1,4 @@
-"""The warp kernels without a GPU: their source runs in Numba's simulator, in a process of its own."""
+"""Kernels without a GPU: their source runs in Numba's simulator, in processes of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import pytest
 
 pytest.importorskip("numba.cuda", reason="numba.cuda is not installed: pip install numba-cuda")
 
-CASES = Path(__file__).parent / "simulator_cases.py"
+#: The warp engine, and the tile engine on mma.sync.
+CASES = ("simulator_cases.py", "tile_simulator_cases.py")
 
 
-def test_kernels_in_the_simulator():
+@pytest.mark.parametrize("cases", CASES)
+def test_kernels_in_the_simulator(cases):
+    path = Path(__file__).with_name(cases)
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
-        [*command, str(CASES)],
-        cwd=CASES.parents[2],
+        [*command, str(path)],
+        cwd=path.parents[2],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         capture_output=True,
         text=True,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ...formats.tiles import Tiles
 from ...formats.work import Request
@@ -16,14 +13,11 @@ from ..launch import launch, load_kernel, target_of
 from ..view import DeviceView
 from .forward_sm80 import FORWARD_SIGNATURE, make_forward
 from .operands import Operand, parts_of
-from .prepared import queue_copy
+from .prepared import factor_of, queue_copy
 from .schedule import schedule_of
 from .shape_sm80 import fragment_shape
 
 __all__ = ["forward_without_wgmma", "has_wgmma"]
-
-#: A factor of 0 would make nan of a masked score, which is -inf; this one makes 0 of all others, too.
-_SMALLEST_FACTOR = float(np.finfo(np.float32).tiny)
 
 
 def has_wgmma(device: int) -> bool:
@@ -91,7 +85,11 @@ def _queue_part(
     arguments += (request.head_dim, request.value_dim, *(operand.address for operand in operands))
     for operand in operands:
         arguments += operand.strides[:3]
-    factor = np.float32(max(abs(request.scale) / math.log(2.0), _SMALLEST_FACTOR))
     launch(
-        kernel, schedule.blocks, shape.threads, stream, (*arguments, factor), shared_bytes=shape.shared_bytes
+        kernel,
+        schedule.blocks,
+        shape.threads,
+        stream,
+        (*arguments, factor_of(request)),
+        shared_bytes=shape.shared_bytes,
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from ..view import DeviceView
+from ..view import DeviceView, merged_stride
 
 __all__ = ["Operand", "Part", "parts_of"]
 
@@ -73,7 +72,7 @@ class Part(NamedTuple):
 def parts_of(arrays: tuple[DeviceView, ...]) -> Iterator[Part]:
     """All batch elements at once if the axes before heads merge in every array, else one by one."""
     lead = arrays[0].shape[:-3]
-    merged = [_merged_stride(lead, array.strides[:-3]) for array in arrays]
+    merged = [merged_stride(lead, array.strides[:-3]) for array in arrays]
     if None not in merged:
         count = math.prod(lead)
         yield Part(
@@ -93,12 +92,3 @@ def parts_of(arrays: tuple[DeviceView, ...]) -> Iterator[Part]:
                 Operand(array.address + offset, (1, *array.shape[-3:]), (0, *array.strides[-3:]))  # type: ignore[arg-type]
             )
         yield Part(first, 1, tuple(operands))
-
-
-def _merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
-    """Stride of the axes flattened into one; None where there is none."""
-    axes = [(length, stride) for length, stride in zip(lengths, strides, strict=True) if length != 1]
-    for (_, outer), (length, inner) in itertools.pairwise(axes):
-        if outer != length * inner:
-            return None
-    return axes[-1][1] if axes else 0

@@ -26,7 +26,7 @@ from .packing import pack_groups
 from .schedule import schedule_of
 from .shape import TileShape, tile_shape
 
-__all__ = ["ForwardLaunch", "prepare_forward", "queue_copy"]
+__all__ = ["ForwardLaunch", "factor_of", "prepare_forward", "queue_copy"]
 
 #: A factor of 0 would make nan of a masked score, which is -inf; this one makes 0 of all others, too.
 _SMALLEST_FACTOR = float(np.finfo(np.float32).tiny)
@@ -148,9 +148,14 @@ def _prepare_part(
         work=(schedule.work, schedule.begins),
         sizes=(request.heads, request.group, request.n_q, request.head_dim, request.value_dim),
         strides=tuple(stride for operand in operands for stride in operand.strides[:3]),
-        factor=np.float32(max(abs(request.scale) / math.log(2.0), _SMALLEST_FACTOR)),
+        factor=factor_of(request),
         hold=schedule,
     )
+
+
+def factor_of(request: Request) -> np.float32:
+    """What kernels multiply scores by before they take powers of two; they know its sign by their shape."""
+    return np.float32(max(abs(request.scale) / math.log(2.0), _SMALLEST_FACTOR))
 
 
 def _tiles(request: Request) -> tuple[Tiles, ...]:

@@ -22,7 +22,7 @@ from ...formats.csr import Csr
 from ...formats.work import Request
 from .. import memory, streams
 from ..launch import launch, load_kernel
-from ..view import DeviceView
+from ..view import DeviceView, merged_stride
 from .backward import (
     KEY_SIGNATURE,
     KEY_STEPS,
@@ -76,7 +76,7 @@ def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[_Op
     array, else one by one. Addresses are relative to the arrays'.
     """
     lead = arrays[0].shape[:-3]
-    merged = [_merged_stride(lead, array.strides[:-3]) for array in arrays]
+    merged = [merged_stride(lead, array.strides[:-3]) for array in arrays]
     if None not in merged:
         pairs = zip(arrays, merged, strict=True)
         yield (
@@ -91,15 +91,6 @@ def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[_Op
             offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
             operands.append((offset, (0, *array.strides[-3:])))
         yield first, 1, tuple(operands)
-
-
-def _merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
-    """Stride of the axes flattened into one; None where there is none."""
-    axes = [(length, stride) for length, stride in zip(lengths, strides, strict=True) if length != 1]
-    for (_, outer), (length, inner) in itertools.pairwise(axes):
-        if outer != length * inner:
-            return None
-    return axes[-1][1] if axes else 0
 
 
 # Launches ---------------------------------------------------------------------------------------------------
@@ -307,7 +298,7 @@ def backward(
 
 
 def _require_contiguous(lse: DeviceView) -> None:
-    if lse.size and _merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
+    if lse.size and merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
         raise EngineError(
             f"lse with shape {lse.shape} and strides {lse.strides}, on the GPU",
             "a contiguous lse, as the forward pass returns it",

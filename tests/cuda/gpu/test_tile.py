@@ -11,6 +11,7 @@ from numba_sparse_attn import HeadPatterns, as_pattern, patterns
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem, request_for
 
+from ...hard_cases import ragged
 from .tile_calls import on_gpu, run, to_host
 
 pytestmark = pytest.mark.gpu
@@ -25,15 +26,6 @@ def check(problem, structures, **settings):
 
 def tiles_of(mask):
     return as_pattern(mask).tiles()
-
-
-def ragged(n_q, n_k, seed=0):
-    """Random pairs, with rows that have no key, all keys, and a key that nobody has."""
-    mask = np.random.default_rng(seed).random((n_q, n_k)) < 0.3
-    mask[[0, n_q // 3]] = False
-    mask[n_q // 2] = True
-    mask[:, 1] = False
-    return mask
 
 
 @every_dtype

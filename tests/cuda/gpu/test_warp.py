@@ -8,32 +8,20 @@ import numpy as np
 import pytest
 
 import numba_sparse_attn as nsa
-from numba_sparse_attn import HeadPatterns, patterns
+from numba_sparse_attn import patterns
 from numba_sparse_attn.cuda.warp import lists
 from numba_sparse_attn.cuda.warp.schedule import share_runs
 from numba_sparse_attn.cuda.warp.shape import SHARING_WARPS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem, run_call
 
+from ...hard_cases import mask_of, ragged
+
 pytestmark = pytest.mark.gpu
 
 HEAD_DIMS = (1, 16, 40, 64, 80, 128, 192, 256, 512)
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
-
-def mask_of(pattern):
-    if isinstance(pattern, HeadPatterns):
-        return np.stack([member.toarray() for member in pattern])
-    return pattern.toarray()
-
-
-def ragged(n_q, n_k, seed=0):
-    mask = np.random.default_rng(seed).random((n_q, n_k)) < 0.3
-    mask[[0, n_q // 3]] = False
-    mask[n_q // 2] = True
-    mask[:, 1] = False
-    return mask
 
 
 @every_dtype
