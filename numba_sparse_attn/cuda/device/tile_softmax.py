@@ -25,6 +25,9 @@ __all__ = ["SoftmaxTools", "softmax_tools"]
 
 #: Growth of a maximum, in powers of two, from which on it is taken over.
 _PATIENCE = 8.0
+#: Shift from which on its rounding shows in weights of 16 bits: the largest weight would not be 1 but a number
+#: that 16 bits do not hold, while the sum of weights does. Then the maximum is subtracted before the product.
+_FAR = 2048.0
 
 
 class SoftmaxTools(NamedTuple):
@@ -89,10 +92,23 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
         return max_float32(upper, xor_lane(upper, 2)), max_float32(lower, xor_lane(lower, 2))
 
     @cuda.jit(device=True, inline="always")
+    def subtract(scores, first, maximum):
+        for i in range(quads):
+            scores[4 * i + first] -= maximum
+            scores[4 * i + first + 1] -= maximum
+
+    @cuda.jit(device=True, inline="always")
     def weigh(scores, factor, upper, lower, upper_sum, lower_sum):
         # With nothing but -inf so far, any finite shift gives weights of 0 instead of NaN.
         upper_base = -upper * factor if upper != -infinite else float32(0.0)
         lower_base = -lower * factor if lower != -infinite else float32(0.0)
+        if max_float32(abs(upper_base), abs(lower_base)) > float32(_FAR):
+            if upper_base != float32(0.0):
+                subtract(scores, 0, upper)
+                upper_base = float32(0.0)
+            if lower_base != float32(0.0):
+                subtract(scores, 2, lower)
+                lower_base = float32(0.0)
         for i in range(quads):
             scores[4 * i] = exp2_float32(fma_float32(scores[4 * i], factor, upper_base))
             scores[4 * i + 1] = exp2_float32(fma_float32(scores[4 * i + 1], factor, upper_base))

@@ -106,9 +106,10 @@ def make_walk(shape: Any, take: Callable[..., Any]) -> Walk:
     tile, warps, exact = shape.tile, shape.warps, shape.exact
     rows_a_pass = shape.threads // sharing
     row_bytes = shape.staged_row_bytes
-    buffer_bytes = tile * row_bytes
-    # A round may begin at the last row of the second buffer, and reads on.
-    shared_room = device.shared_room((2 * tile + a_round) * row_bytes)
+    # A round may begin at the last row of a buffer and reads on: into rows of its own, since the other
+    # buffer is being written meanwhile.
+    buffer_bytes = (tile + a_round) * row_bytes
+    shared_room = device.shared_room(2 * buffer_bytes)
     element_bytes = 16 // chunk
     right_begins = sharing * left_chunks
     load_int32, load_int64 = device.load_int32, device.load_int64

@@ -289,6 +289,7 @@ def test_a_thread_without_a_context() -> None:
 @each_library
 @each_dtype
 def test_results(library: str, dtype: np.dtype) -> None:
+    modules(library)  # whose stream can only be asked for once it has been imported
     stream = interchange.current_stream(library, 0)
     if not knows(library, dtype):
         with pytest.raises(nsa.errors.DtypeError):

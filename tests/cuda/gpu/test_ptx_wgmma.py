@@ -114,8 +114,8 @@ def run(function, shared_bytes, arguments, monkeypatch):
     monkeypatch.setattr(
         launching,
         "_cached",
-        lambda make, shape, signature, target, threads: launching.compile_kernel(
-            function, signature, target, threads
+        lambda make, shape, signature, target, threads, blocks: launching.compile_kernel(
+            function, signature, target, threads, blocks
         ),
     )
     kernel = launching.load_kernel(object, object(), SIGNATURE, THREADS, 0, shared_bytes=shared_bytes)

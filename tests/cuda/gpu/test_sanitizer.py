@@ -21,11 +21,15 @@ def test_nothing_is_found(tool, engines):
         "compute-sanitizer", path="/usr/local/cuda/bin"
     )
     assert program, "compute-sanitizer is not on the path: it is part of the CUDA toolkit"
+    # Errors of the driver's interface are not looked for: asking which functions a driver has is one.
+    options = ["--tool", tool, "--error-exitcode", "9"]
+    if tool == "memcheck":
+        options += ["--report-api-errors", "no"]
     run = subprocess.run(
-        [program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(CASES), engines],
+        [program, *options, sys.executable, str(CASES), engines],
         cwd=CASES.parents[3],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 0 and "done" in run.stdout, f"{run.stdout[-4000:]}\n{run.stderr[-2000:]}"
+    assert run.returncode == 0 and "done" in run.stdout, f"{run.stdout[:8000]}\n{run.stderr[-2000:]}"
