@@ -30,9 +30,6 @@ ENGINES = ("cpu", "cuda-tile", "cuda-warp", "reference")
 #: Sizes of batches whose requests a plan remembers.
 _REQUESTS_KEPT = 64
 
-#: GPU engines that "auto" may choose. The host's side of the tile engine has changed since it last ran on a
-#: GPU; until ``python -m pytest -m gpu tests/cuda/gpu`` has passed again, it has to be asked for by name.
-_AUTOMATIC = ("cuda-warp",)
 #: Plans that a pattern keeps.
 _PLANS_KEPT = 32
 #: Largest mask that the reference engine builds, in bytes.
@@ -348,8 +345,6 @@ def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]
     """The engine whose predicted time over all patterns of a call is the shortest."""
     from .cuda.calls import why_unavailable
 
-    if "cuda-tile" not in _AUTOMATIC:
-        return "cuda-warp", "the arrays lie in GPU memory"
     why = why_unavailable("cuda-tile", gpu)
     if why is None:
         one = kinds[0]

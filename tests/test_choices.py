@@ -23,7 +23,6 @@ CALL = {"heads": 8, "head_dim": 128, "dtype": "float16", "device": "cuda"}
 def hopper(monkeypatch):
     """A machine whose GPU can run every engine."""
     monkeypatch.setattr(calls, "why_unavailable", lambda name, device: None)
-    monkeypatch.setattr(planner, "_AUTOMATIC", ("cuda-tile", "cuda-warp"))
 
 
 @pytest.fixture
@@ -31,7 +30,6 @@ def older(monkeypatch):
     monkeypatch.setattr(
         calls, "why_unavailable", lambda name, device: "it is old" if name == "cuda-tile" else None
     )
-    monkeypatch.setattr(planner, "_AUTOMATIC", ("cuda-tile", "cuda-warp"))
 
 
 DENSE = {
