@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import numba_sparse_attn as nsa
-from numba_sparse_attn import choices, patterns, planner
+from numba_sparse_attn import choices, patterns
 from numba_sparse_attn.choices import Kind, predict_gpu
 from numba_sparse_attn.cuda import calls
 from numba_sparse_attn.formats import Csr, Tiles

@@ -25,8 +25,8 @@ __all__ = ["SoftmaxTools", "softmax_tools"]
 
 #: Growth of a maximum, in powers of two, from which on it is taken over.
 _PATIENCE = 8.0
-#: Shift from which on its rounding shows in weights of 16 bits: the largest weight would not be 1 but a number
-#: that 16 bits do not hold, while the sum of weights does. Then the maximum is subtracted before the product.
+#: Shift from which on its rounding shows in weights of 16 bits: the largest weight would not be 1 but a
+#: number that 16 bits do not hold and the sum of weights does. Then the maximum is subtracted first.
 _FAR = 2048.0
 
 
