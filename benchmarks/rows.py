@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -43,10 +42,7 @@ Row = dict[str, Any]
 
 
 def _commit() -> str:
-    """The commit, with a mark if the sources differ from it.
-
-    Where the sources came without their history, as into a container, GIT_COMMIT may name it.
-    """
+    """The commit, with a mark if the sources differ from it; "unknown" outside of a checkout."""
 
     def git(*arguments: str) -> str:
         run = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
@@ -56,10 +52,8 @@ def _commit() -> str:
         commit = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", "numba_sparse_attn", "benchmarks")
     except FileNotFoundError:
-        commit = ""
-    if not commit:
-        return os.environ.get("GIT_COMMIT", "").strip() or "unknown"
-    return commit + ("+changes" if changed else "")
+        return "unknown"
+    return (commit + ("+changes" if changed else "")) if commit else "unknown"
 
 
 def provenance(seed: int) -> Row:
