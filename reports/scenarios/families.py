@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from numba_sparse_attn import Pattern, patterns
 
-__all__ = ["DENSE", "DENSITIES", "FAMILIES", "SEEDED", "Text", "make_pattern"]
+__all__ = ["DENSE", "DENSITIES", "FAMILIES", "SEEDED", "Lines", "Text", "make_pattern"]
 
 #: Dense causal attention, the yardstick.
 DENSE = "dense"
@@ -30,6 +30,30 @@ _SINKS = 4
 _DILATION = 4
 #: Tokens in a block of BigBird: small, so that short texts with small budgets have room for it.
 _BLOCK = 16
+#: Tokens of a header that an outline shows, and headers on either side of every scope.
+_HEADER = 12
+_SIBLINGS = 2
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a program.
+
+    Parameters
+    ----------
+    levels : int array (lines,)
+        Of indentation.
+    lengths : int array (lines,)
+        Tokens of each.
+    """
+
+    levels: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @property
+    def token_levels(self) -> npt.NDArray[np.int64]:
+        """Level of the line of every token."""
+        return np.repeat(self.levels, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -40,8 +64,8 @@ class Text:
     ----------
     length : int
         Tokens.
-    levels : int array (length,), optional
-        Level of indentation of every token, if it is code.
+    lines : Lines, optional
+        If it is code.
     opening, closing : int
         Tokens of a question before and after a document; 0 if there is none.
     boundaries : int array, optional
@@ -49,7 +73,7 @@ class Text:
     """
 
     length: int
-    levels: npt.NDArray[np.int64] | None = None
+    lines: Lines | None = None
     opening: int = 0
     closing: int = 0
     boundaries: npt.NDArray[np.int64] | None = None
@@ -172,11 +196,41 @@ def _scoped(text: Text, budget: int, sinks: int) -> Pattern:
     The window gets a quarter of the budget: with half, it would reach as far as the tokens of the level,
     which are about half of all that are near.
     """
-    if text.levels is None:
-        raise ValueError("the indentation family needs the levels of the tokens")
     near = _largest(lambda reach: patterns.sink_window(text.length, sinks, reach), budget // 4, text.length)
-    lines = patterns.indentation(text.levels, 0)
-    return _largest(lambda reach: near | (lines & _window(text.length, reach)), budget, text.length)
+    scopes = patterns.indentation(_lines(text).token_levels, 0)
+    return _largest(lambda reach: near | (scopes & _window(text.length, reach)), budget, text.length)
+
+
+def _lines(text: Text) -> Lines:
+    if text.lines is None:
+        raise ValueError("this family needs the lines of a program; it is for code")
+    return text.lines
+
+
+def _outline(text: Text, budget: int, seed: int) -> Pattern:
+    """The headers of enclosing scopes and of their neighbors, the first four tokens, the latest ones."""
+    return _outlined(text, budget, _HEADER, _SIBLINGS, _SINKS)
+
+
+def _outline_without_siblings(text: Text, budget: int, seed: int) -> Pattern:
+    """As `outline`, without the headers of neighbors."""
+    return _outlined(text, budget, _HEADER, 0, _SINKS)
+
+
+def _outline_without_landmarks(text: Text, budget: int, seed: int) -> Pattern:
+    """As `outline`, without the first four tokens."""
+    return _outlined(text, budget, _HEADER, _SIBLINGS, 0)
+
+
+def _outlined(text: Text, budget: int, header: int, siblings: int, sinks: int) -> Pattern:
+    """An outline, and the latest tokens for what is left of the budget.
+
+    Without headers it would be `sink_window`, which is the ablation of that part. Without a window there
+    would be nothing to spend the budget on.
+    """
+    lines = _lines(text)
+    shown = patterns.outline(lines.levels, lines.lengths, 0, header, siblings, landmarks=np.arange(sinks))
+    return _with_window(shown.causal(), budget)
 
 
 def _document_qa(text: Text, budget: int, seed: int) -> Pattern:
@@ -210,13 +264,25 @@ FAMILIES: dict[str, _Family] = {
     "block_local": _block_local,
     "indentation": _indentation,
     "sink_indentation": _sink_indentation,
+    "outline": _outline,
+    "outline_without_siblings": _outline_without_siblings,
+    "outline_without_landmarks": _outline_without_landmarks,
     "document_qa": _document_qa,
 }
 
 #: Families that draw lots.
 SEEDED = frozenset({"bigbird", "random"})
 #: Families that look at the text and not at its length alone.
-_TEXTUAL = frozenset({"indentation", "sink_indentation", "document_qa"})
+_TEXTUAL = frozenset(
+    {
+        "indentation",
+        "sink_indentation",
+        "outline",
+        "outline_without_siblings",
+        "outline_without_landmarks",
+        "document_qa",
+    }
+)
 
 
 def make_pattern(family: str, text: Text, density: float, seed: int) -> Pattern:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .documents import Document
-from .families import Text, make_pattern
+from .families import Lines, Text, make_pattern
 from .llama import Scores
 from .model import Pretrained, load_model, model_path
 from .options import cells, parse_options
@@ -37,15 +37,15 @@ class Scenario:
         Besides dense attention.
     lengths : sequence of int
         Tokens of a document, one after the other.
-    levels : function of a tokenizer and a document, optional
-        Level of indentation of every token. Tokens with which it changes are also summed on their own.
+    lines : function of a tokenizer and a document, optional
+        Of code. Tokens with which the level of indentation changes are also summed on their own.
     """
 
     name: str
     documents: Callable[[Tokenizer, int], list[Document]]
     families: Sequence[str]
     lengths: Sequence[int]
-    levels: Callable[[Tokenizer, Document], npt.NDArray[np.int64]] | None = None
+    lines: Callable[[Tokenizer, Document], Lines] | None = None
 
     def run(self, arguments: Sequence[str] | None = None) -> Path:
         """Measure what the command line asks for and is not there yet; returns the results file."""
@@ -70,13 +70,14 @@ class Scenario:
 
     def _measure(self, pretrained: Pretrained, document: Document, cell: Row) -> Row:
         tokens = document.tokens
-        levels = None if self.levels is None else self.levels(pretrained.tokenizer, document)
-        pattern = make_pattern(cell["family"], Text(len(tokens), levels), cell["density"], cell["seed"])
+        lines = None if self.lines is None else self.lines(pretrained.tokenizer, document)
+        pattern = make_pattern(cell["family"], Text(len(tokens), lines), cell["density"], cell["seed"])
         hidden = pretrained.model.hidden(tokens, pattern)
         scores = pretrained.model.score(hidden[:-1], tokens[1:])
         buckets = np.arange(1, len(tokens)) // BUCKET
         row: Row = {"pairs": pattern.nnz, "positions": _sums(scores, buckets)}
-        if levels is not None:
+        if lines is not None:
+            levels = lines.token_levels
             changes = (levels[1:] != levels[:-1]).astype(np.int64)
             row["changes"] = {name: entries[1] for name, entries in _sums(scores, changes, 2).items()}
         return row

@@ -121,7 +121,7 @@ def test_an_interruption_keeps_what_is_done(tiny: Path, tmp_path: Path) -> None:
 
 def test_levels_count_a_line_end_to_the_next_line(pretrained: Pretrained) -> None:
     tokens = pretrained.tokenizer.encode("def f():\n    return 1\n\nx = 1\n")
-    levels = code.token_levels(pretrained.tokenizer, Document("sample", np.array(tokens)))
+    levels = code.lines_of(pretrained.tokenizer, Document("sample", np.array(tokens))).token_levels
     pieces = [pretrained.tokenizer.bytes_of(token) for token in tokens]
     by_level = [b"".join(p for p, at in zip(pieces, levels, strict=True) if at == level) for level in (0, 1)]
     assert by_level == [b"def f():\n\nx = 1\n", b"    return 1\n"]
@@ -153,7 +153,7 @@ def test_chapters_are_long_enough_and_whole(pretrained: Pretrained) -> None:
 def test_code_begins_with_a_definition_and_changes_its_level(pretrained: Pretrained) -> None:
     for document in documents.code(pretrained.tokenizer, 2048):
         assert pretrained.tokenizer.decode(document.tokens.tolist()).startswith(("def ", "class "))
-        assert np.diff(code.token_levels(pretrained.tokenizer, document)).any(), document.name
+        assert np.diff(code.lines_of(pretrained.tokenizer, document).token_levels).any(), document.name
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
