@@ -7,7 +7,8 @@ in :mod:`benchmarks.sweeps`. Goals are those that the project has set itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from . import sweeps
@@ -202,11 +203,28 @@ TILE_PEERS = ("flex_cuda", "sdpa_cudnn", "flashinfer")
 TABLE_PEERS = (*TILE_PEERS, "sdpa_efficient", "sdpa_math", "jax_cudnn", "jax_xla")
 
 
+#: Forward, backward, and both; ours over theirs.
+_Goals = Mapping[str, Goal]
+
+
+def _over(peer: str, *, measure: str = "speedup", **ratios: float) -> _Goals:
+    return {direction: Goal(measure, ratio, at_least=True, over=peer) for direction, ratio in ratios.items()}
+
+
+#: Where masks are what matters.
+_OVER_FLEX_TWICE = _over("flex_cuda", forward=2.0, training=2.0)
+
+
 def _tables() -> Iterator[AttentionCase]:
     """The three tables that the project is asked for: blocks, windows, a document and a question."""
-    for share, n, per_row, heads in (("50", 4096, 16, 64), ("25", 8192, 16, 32), ("10", 16_384, 13, 16)):
+    for share, n, per_row, heads, forward, training in (
+        ("50", 4096, 16, 64, 1.9, 1.8),
+        ("25", 8192, 16, 32, 3.7, 3.5),
+        ("10", 16_384, 13, 16, 9.0, 8.0),
+    ):
         spec = _spec("random_blocks", n=n, block=128, per_row=per_row, seed=0)
-        yield from _both(f"tile/blocks_{share}_percent_{n}", spec, heads, TABLE_PEERS)
+        goals = _over("sdpa_cudnn", measure="speedup_all_pairs", forward=forward, training=training)
+        yield from _passes(f"tile/blocks_{share}_percent_{n}", spec, heads, TABLE_PEERS, goals=goals)
     for n, ratio in ((512, 1.7), (1024, 2.5), (2048, 3.2)):
         yield _gpu(
             f"tile/window_128_{n}",
@@ -214,24 +232,35 @@ def _tables() -> Iterator[AttentionCase]:
             16,
             dense=True,
             peers=TABLE_PEERS,
-            goals=(Goal("speedup_dense", ratio, at_least=True),),
+            goals=(
+                Goal("speedup_dense", ratio, at_least=True),
+                Goal("speedup_all_pairs", 1.0, at_least=True, over="sdpa_cudnn"),
+            ),
         )
     document = _spec("document_qa", n=4096, question=64, window=256)
-    yield from _both("tile/document_qa_4096", document, 64, TABLE_PEERS)
+    yield from _passes("tile/document_qa_4096", document, 64, TABLE_PEERS, goals=_OVER_FLEX_TWICE)
 
 
 def _tiles() -> Iterator[AttentionCase]:
     """Sizes that fill the chip: what would be a batch is more heads."""
-    yield from _both("tile/causal_16384", _spec("causal", n=16_384), 16, (*DENSE_PEERS, "flex_cuda"))
-    yield from _both("tile/window_256_16384", _spec("sliding_window", n=16_384, window=256), 16)
-    causal_window = _spec("sliding_window", n=32_768, window=1024, causal=True)
-    yield from _both("tile/causal_window_1024_32768", causal_window, 16)
+    causal = _spec("causal", n=16_384)
+    goals = _over("sdpa_cudnn", forward=1.0, backward=0.85)
+    yield from _passes("tile/causal_16384", causal, 16, (*DENSE_PEERS, "flex_cuda"), goals=goals)
+    window = _spec("sliding_window", n=16_384, window=256)
+    yield from _passes("tile/window_256_16384", window, 16, goals=_OVER_FLEX_TWICE)
+    window = _spec("sliding_window", n=32_768, window=1024, causal=True)
+    yield from _passes("tile/causal_window_1024_32768", window, 16, goals=_OVER_FLEX_TWICE)
     for dtype in ("float16", "bfloat16"):
         for head_dim in (64, 128, 256):
+            goals = _over("sdpa_cudnn", forward=1.0, backward=0.85)
+            if head_dim == 256:
+                goals = _over("sdpa_cudnn", forward=0.9)
             for n, heads in ((4096, 64), (16_384, 16)):
                 name = f"tile/dense_{n}_d{head_dim}_{dtype}"
-                yield from _both(name, _spec("full", n=n), heads, DENSE_PEERS, dtype, head_dim)
-    yield from _both("tile/documents_16384", _spec("documents", lengths=[1024] * 16, causal=True), 16)
+                spec = _spec("full", n=n)
+                yield from _passes(name, spec, heads, DENSE_PEERS, dtype, head_dim, goals)
+    documents = _spec("documents", lengths=[1024] * 16, causal=True)
+    yield from _passes("tile/documents_16384", documents, 16, goals=_OVER_FLEX_TWICE)
     for name, spec in (
         ("longformer", _spec("longformer", n=4096, window=256, tokens=[0, 1, 2, 3])),
         (
@@ -239,24 +268,33 @@ def _tiles() -> Iterator[AttentionCase]:
             _spec("bigbird", n=4096, block=64, window_blocks=1, global_blocks=2, random_blocks=3, seed=0),
         ),
         ("dilated_window", _spec("dilated_window", n=4096, window=64, dilation=4)),
+        ("indentation", _spec("code_indentation", n=4096, window=32)),
     ):
-        yield from _both(f"tile/{name}_4096", spec, 64)
+        yield from _passes(f"tile/{name}_4096", spec, 64, goals=_OVER_FLEX_TWICE)
     for n in (65_536, 1_048_576):
         spec = _spec("longformer", n=n, window=256, tokens=[0, 1, 2, 3])
         yield _gpu(f"tile/long_{n}", spec, 8, head_dim=128)
 
 
-def _both(
+def _passes(
     name: str,
     spec: PatternSpec,
     heads: int,
     peers: tuple[str, ...] = TILE_PEERS,
     dtype: str = "float16",
     head_dim: int = 128,
+    goals: _Goals = MappingProxyType({}),
 ) -> Iterator[AttentionCase]:
-    """Forward and backward; beside our own dense mode where that is a matter of seconds for any engine."""
+    """Forward and backward, and both where a goal asks for it.
+
+    Beside our own dense mode, which no pattern may be slower than, where that is a matter of seconds for any
+    engine.
+    """
     dense = spec.function != "full" and spec.arguments.get("n", LONGEST_DENSE + 1) <= LONGEST_DENSE
-    for direction in ("forward", "backward"):
+    own = (Goal("speedup_dense", 1.0, at_least=True),) if dense else ()
+    for direction in ("forward", "backward", "training"):
+        if direction == "training" and direction not in goals:
+            continue
         yield _gpu(
             f"{name}_{direction}",
             spec,
@@ -266,6 +304,7 @@ def _both(
             direction=direction,
             dense=dense,
             peers=peers,
+            goals=(*((goals[direction],) if direction in goals else ()), *own),
         )
 
 

@@ -1,8 +1,10 @@
-"""Patterns without any structure, stored as CSR: what graph attention runs on."""
+"""Patterns from data: graphs, stored as CSR, and the indentation of real code."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy.typing as npt
 import numba_sparse_attn as nsa
 from numba_sparse_attn.formats.csr import Csr
 
-__all__ = ["GRAPHS", "arbitrary_csr", "power_law_graph"]
+__all__ = ["GRAPHS", "arbitrary_csr", "code_indentation", "power_law_graph"]
 
 
 def _stored(n: int, indptr: npt.NDArray[np.int64], indices: npt.NDArray[np.int32], name: str) -> nsa.Pattern:
@@ -63,8 +65,22 @@ def _power_law_lists(
     return indptr, keys.astype(np.int32)
 
 
+#: Modules that are long and deep, in the order in which they are read.
+_MODULES = ("argparse", "ast", "dataclasses", "inspect", "typing")
+
+
+def code_indentation(n: int, window: int) -> nsa.Pattern:
+    """The first `n` lines of modules of Python's own library as tokens that see by their indentation."""
+    text = "\n".join(inspect.getsource(importlib.import_module(name)) for name in _MODULES)
+    levels = nsa.patterns.indentation_levels(text)
+    if len(levels) < n:
+        raise ValueError(f"{n} lines asked for, and there are {len(levels)}")
+    return nsa.patterns.indentation(levels[:n], window)
+
+
 #: By the names that a :class:`~benchmarks.kinds.PatternSpec` gives them.
 GRAPHS: dict[str, Callable[..., nsa.Pattern]] = {
     "arbitrary_csr": arbitrary_csr,
+    "code_indentation": code_indentation,
     "power_law_graph": power_law_graph,
 }
