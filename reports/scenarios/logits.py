@@ -62,7 +62,7 @@ class _Transformers:
         """In place of Transformers' module, with the same arguments and results."""
         torch, config = self._torch, self._double.config
 
-        class Rotation(torch.nn.Module):  # type: ignore[misc, name-defined]
+        class Rotation(torch.nn.Module):  # type: ignore[name-defined]
             def forward(self, state: Any, position_ids: Any) -> tuple[Any, Any]:
                 size = config.hidden_size // config.num_attention_heads
                 base = config.rope_parameters["rope_theta"]
