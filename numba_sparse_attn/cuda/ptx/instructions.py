@@ -15,7 +15,7 @@ from numba.cuda.extending import intrinsic
 
 from .inline import FLOAT32, INT32, INT64, assemble
 
-__all__ = ["instruction"]
+__all__ = ["instruction", "with_operands"]
 
 _MACHINE = {
     types.void: ir.VoidType(),
@@ -55,8 +55,15 @@ def instruction(
 
         return result(*arguments), generate
 
-    # Numba takes an intrinsic's parameters from its signature and knows no others than named ones.
+    return with_operands(typed, len(operands))
+
+
+def with_operands(typed: Any, count: int) -> Any:
+    """An intrinsic from a function (typing_context, *arguments) that takes `count` of them.
+
+    Numba takes an intrinsic's parameters from its signature and knows no others than named ones.
+    """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = ["typing_context", *(f"operand{number}" for number in range(len(operands)))]
-    typed.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    names = ["typing_context", *(f"operand{number}" for number in range(count))]
+    typed.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
     return intrinsic(typed)

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
-from numba.cuda.extending import intrinsic
 
 from .inline import FLOAT32, INT32, assemble, element_pointer
+from .instructions import with_operands
 
-__all__ = ["CHUNK", "Chain", "Products", "products"]
+__all__ = ["CHUNK", "Chain", "Products", "Score", "Sum", "finish", "products", "start"]
 
 #: Columns of a chunk, all of 16 bits.
 CHUNK = 64
@@ -63,6 +63,24 @@ class Chain(NamedTuple):
     negate: bool
 
 
+class Score(NamedTuple):
+    """``scores = left @ right.T``, or ``-left @ right.T`` if `negate`; sizes as in :class:`Chain`."""
+
+    kind: str
+    depth: int
+    columns: int
+    left_rows: int
+    negate: bool = False
+
+
+class Sum(NamedTuple):
+    """``sums += weights @ values``; sizes as in :class:`Chain`."""
+
+    kind: str
+    columns: int
+    width: int
+
+
 class Products(NamedTuple):
     """Intrinsics of a chain; all names of operands are in units of 16 bytes.
 
@@ -82,63 +100,66 @@ class Products(NamedTuple):
 @functools.cache
 def products(chain: Chain) -> Products:
     """The intrinsics of a chain."""
-    score_count, sum_count, weight_count = chain.columns // 2, chain.width // 2, chain.columns // 4
+    score = Score(chain.kind, chain.depth, chain.columns, chain.left_rows, chain.negate)
+    add = Sum(chain.kind, chain.columns, chain.width)
+    return Products(start(score), start(add), start(score, add, unfinished=1), finish(add))
 
-    @intrinsic
-    def score(typing_context: Any, scores: Any, left: Any, right: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            block = _Block(context, builder)
-            into = block.fresh(signature.args[0], operands[0], score_count)
-            left, right = block.uniform(operands[1:])
-            block.text += _scores(chain, into, left, right)
-            block.run("wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;")
-            return context.get_dummy_value()
 
-        return types.void(scores, types.uint32, types.uint32), generate
+@functools.cache
+def start(*products: Score | Sum, unfinished: int = 0, before: tuple[Score | Sum, ...] = ()) -> Any:
+    """Intrinsic that starts products in this order, and waits for all but the last `unfinished`.
 
-    @intrinsic
-    def add(typing_context: Any, sums: Any, weights: Any, values: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            block = _Block(context, builder)
-            onto = block.changed(signature.args[0], operands[0], sum_count)
-            factors = block.read(signature.args[1], operands[1], weight_count)
-            names = block.uniform(operands[2:])
-            block.text += _sums(chain, onto, factors, *names)
-            block.run("wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;")
-            return context.get_dummy_value()
+    Its operands are the arrays of all products (scores; or sums and weights), those of products that were
+    started `before` and may end here, and then the addresses of all products that it starts (left and right;
+    or values). Nothing touches the arrays of an unfinished product until they have passed a later wait.
+    """
 
-        return types.void(sums, weights, types.uint32), generate
-
-    @intrinsic
-    def score_and_add(
-        typing_context: Any, scores: Any, sums: Any, weights: Any, left: Any, right: Any, values: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            block = _Block(context, builder)
-            into = block.fresh(signature.args[0], operands[0], score_count)
-            onto = block.changed(signature.args[1], operands[1], sum_count)
-            factors = block.read(signature.args[2], operands[2], weight_count)
-            left, right, values = block.uniform(operands[3:])
-            block.text += _scores(chain, into, left, right)
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        block = _Block(context, builder)
+        given = list(zip(signature.args, operands, strict=True))
+        arrays = [block.arrays(product, given, new=True) for product in products]
+        for product in before:
+            block.arrays(product, given, new=False)
+        names = iter(block.uniform([value for _, value in given]))
+        for product, (target, *weights) in zip(products, arrays, strict=True):
+            if isinstance(product, Score):
+                block.text += _scores(product, target, next(names), next(names))
+            else:
+                block.text += _sums(product, target, weights[0], next(names))
             block.text.append("wgmma.commit_group.sync.aligned;")
-            block.text += _sums(chain, onto, factors, values)
-            block.run("wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 1;")
-            return context.get_dummy_value()
+        block.run(f"wgmma.wait_group.sync.aligned {unfinished};")
+        return context.get_dummy_value()
 
-        return types.void(scores, sums, weights, types.uint32, types.uint32, types.uint32), generate
+    addresses = sum(2 if isinstance(product, Score) else 1 for product in products)
+    return _intrinsic((*products, *before), addresses, generate)
 
-    @intrinsic
-    def wait(typing_context: Any, sums: Any, weights: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            block = _Block(context, builder, fenced=False)
-            block.changed(signature.args[0], operands[0], sum_count)
-            block.read(signature.args[1], operands[1], weight_count)
-            block.run("wgmma.wait_group.sync.aligned 0;")
-            return context.get_dummy_value()
 
-        return types.void(sums, weights), generate
+@functools.cache
+def finish(*products: Score | Sum, unfinished: int = 0) -> Any:
+    """Intrinsic that waits for all products started before but the last `unfinished`.
 
-    return Products(score, add, score_and_add, wait)
+    Its operands are the arrays of those that end here.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+        block = _Block(context, builder, fenced=False)
+        given = list(zip(signature.args, operands, strict=True))
+        for product in products:
+            block.arrays(product, given, new=False)
+        block.run(f"wgmma.wait_group.sync.aligned {unfinished};")
+        return context.get_dummy_value()
+
+    return _intrinsic(products, 0, generate)
+
+
+def _intrinsic(products: Sequence[Score | Sum], addresses: int, generate: Any) -> Any:
+    """What takes the arrays of products and so many addresses."""
+    arrays = sum(1 if isinstance(product, Score) else 2 for product in products)
+
+    def typed(typing_context: Any, *arguments: Any) -> Any:
+        return types.void(*arguments[:arrays], *[types.uint32] * addresses), generate
+
+    return with_operands(typed, arrays + addresses)
 
 
 class _Block:
@@ -173,6 +194,16 @@ class _Block:
         first = len(self._inputs)
         self._inputs += [("r", self._builder.load(pointer)) for pointer in self._pointers(kind, array, count)]
         return [f"%input{number}" for number in range(first, first + count)]
+
+    def arrays(self, product: Score | Sum, given: list[Any], *, new: bool) -> list[list[str]]:
+        """Names of the elements of a product's arrays, which are taken from the front of `given`."""
+        kind, array = given.pop(0)
+        if isinstance(product, Score):
+            name = self.fresh if new else self.changed
+            return [name(kind, array, product.columns // 2)]
+        sums = self.changed(kind, array, product.width // 2)
+        kind, array = given.pop(0)
+        return [sums, self.read(kind, array, product.columns // 4)]
 
     def uniform(self, values: Sequence[Any]) -> list[str]:
         """Names of 32-bit scalars that are the same for all lanes.
@@ -227,33 +258,33 @@ def _descriptor(target: str, name: str, offset: int) -> str:
     return f"add.u32 low, {name}, {offset}; mov.b64 {target}, {{low, {_DESCRIPTOR}}};"
 
 
-def _scores(chain: Chain, into: list[str], left: str, right: str) -> list[str]:
+def _scores(product: Score, into: list[str], left: str, right: str) -> list[str]:
     """``into = left @ right.T``, both operands with their depth along the rows of 128 bytes."""
-    kind = _TYPES[chain.kind]
-    sign = -1 if chain.negate else 1
+    kind = _TYPES[product.kind]
+    sign = -1 if product.negate else 1
     lines = []
-    for step in range(chain.depth // _STEP):
+    for step in range(product.depth // _STEP):
         chunk, within = divmod(step * _STEP, CHUNK)
         columns = within * 2 // 16
         lines += [
-            _descriptor("a", left, chunk * chain.left_rows * _ROW_UNITS + columns),
-            _descriptor("b", right, chunk * chain.columns * _ROW_UNITS + columns),
-            f"wgmma.mma_async.sync.aligned.m64n{chain.columns}k16.f32.{kind}.{kind} "
+            _descriptor("a", left, chunk * product.left_rows * _ROW_UNITS + columns),
+            _descriptor("b", right, chunk * product.columns * _ROW_UNITS + columns),
+            f"wgmma.mma_async.sync.aligned.m64n{product.columns}k16.f32.{kind}.{kind} "
             f"{{{', '.join(into)}}}, a, b, {'always' if step else 'never'}, {sign}, 1, 0, 0;",
         ]
     return lines
 
 
-def _sums(chain: Chain, onto: list[str], factors: list[str], values: str) -> list[str]:
+def _sums(product: Sum, onto: list[str], factors: list[str], values: str) -> list[str]:
     """``onto += factors @ values``; the values' rows are the depth, so the operand is transposed."""
-    kind = _TYPES[chain.kind]
-    between_chunks = chain.columns * _ROW_UNITS
+    kind = _TYPES[product.kind]
+    between_chunks = product.columns * _ROW_UNITS
     lines = []
-    for step in range(chain.columns // _STEP):
+    for step in range(product.columns // _STEP):
         lines += [
             # Where a column-major operand has its next chunk stands in the lower half of its descriptor.
             _descriptor("b", values, (between_chunks << 16) + step * _STEP * _ROW_UNITS),
-            f"wgmma.mma_async.sync.aligned.m64n{chain.width}k16.f32.{kind}.{kind} "
+            f"wgmma.mma_async.sync.aligned.m64n{product.width}k16.f32.{kind}.{kind} "
             f"{{{', '.join(onto)}}}, {{{', '.join(factors[4 * step : 4 * step + 4])}}}, b, always, 1, 1, 1;",
         ]
     return lines
