@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ...formats.tiles import Tiles
+from ...formats.tiles import FULL, Tiles
 from ..view import DeviceView
 from .uploads import upload
 
-__all__ = ["Schedule", "assign", "schedule_of"]
+__all__ = ["Schedule", "assign", "key_schedule_of", "schedule_of"]
 
 #: What an item costs beside its tiles, in tiles: filling and emptying the pipeline, writing results.
 _ITEM_COST = 1
 
 
 class _Lists(NamedTuple):
-    """A structure on a device; addresses stay valid while `hold` lives."""
+    """Tile lists on a device, one a row or column of tiles; addresses stay valid while `hold` lives.
 
-    columns: int
+    Attributes
+    ----------
+    indptr : int64 array, on the host
+        Where each list begins.
+    tiles, masks : int
+        Addresses: of the entries, and of masks in lane order.
+    entry_bytes : int
+    hold : tuple of DeviceView
+    """
+
+    indptr: npt.NDArray[np.int64]
+    tiles: int
     masks: int
+    entry_bytes: int
     hold: tuple[DeviceView, ...]
 
 
 class Schedule(NamedTuple):
-    """A grid's work on a device, as ``forward_sm90.py`` reads it.
+    """A grid's work on a device, as ``forward_sm90.py`` and ``backward_sm90.py`` read it.
 
     Attributes
     ----------
@@ -44,7 +57,11 @@ class Schedule(NamedTuple):
     hold: object
 
 
+#: By a structure; by the first of the structures of a group's heads, and all of them.
 _LISTS: weakref.WeakKeyDictionary[Tiles, dict[int, _Lists]] = weakref.WeakKeyDictionary()
+_KEY_LISTS: weakref.WeakKeyDictionary[Tiles, dict[tuple[int, tuple[weakref.ref[Tiles], ...]], _Lists]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _lists_of(tiles: Tiles, device: int) -> _Lists:
@@ -53,8 +70,42 @@ def _lists_of(tiles: Tiles, device: int) -> _Lists:
     if device not in known:
         pairs = np.stack([tiles.columns, tiles.mask_ids], axis=1)
         copies = upload(device, pairs, tiles.lanes)
-        known[device] = _Lists(copies[0].address, copies[1].address, copies)
+        known[device] = _Lists(tiles.indptr, copies[0].address, copies[1].address, 8, copies)
     return known[device]
+
+
+def _key_lists_of(members: tuple[Tiles, ...], device: int) -> _Lists:
+    """Lists by tile column of the structures of a group's heads: (head in the group, tile row, mask, 0).
+
+    Head after head in each list, so that sums over a group have one order. Masks are the transposed ones.
+    """
+    known = _KEY_LISTS.setdefault(members[0], {})
+    key = device, tuple(weakref.ref(tiles) for tiles in members)
+    if key not in known:
+        distinct = list(dict.fromkeys(members))
+        sizes = [len(tiles.pool) for tiles in distinct]
+        first_mask = dict(zip(distinct, np.cumsum([0, *sizes[:-1]]), strict=True))
+        columns, entries = [], []
+        for number, tiles in enumerate(members):
+            lengths = np.diff(tiles.transposed_indptr)
+            columns.append(np.repeat(np.arange(len(lengths)), lengths))
+            ids = tiles.transposed_mask_ids
+            masks = np.where(ids == FULL, FULL, ids + first_mask[tiles])
+            rows = tiles.transposed_rows
+            entries.append(
+                np.stack(
+                    [np.full_like(rows, number), rows, masks.astype(np.int32), np.zeros_like(rows)], axis=1
+                )
+            )
+        by_column = np.argsort(np.concatenate(columns), kind="stable")
+        copies = upload(
+            device,
+            np.ascontiguousarray(np.concatenate(entries)[by_column]),
+            np.concatenate([tiles.transposed_lanes for tiles in distinct]),
+        )
+        indptr = sum((tiles.transposed_indptr for tiles in members[1:]), members[0].transposed_indptr)
+        known[key] = _Lists(indptr, copies[0].address, copies[1].address, 16, copies)
+    return known[key]
 
 
 def assign(costs: npt.NDArray[np.int64], blocks: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -91,18 +142,57 @@ def schedule_of(
         Index into `structures`.
     """
     uses = which.reshape(-1)
-    lists = [_lists_of(tiles, device) for tiles in structures]
-    places, lengths, columns, masks = [], [], [], []
-    for number, (tiles, on_device) in enumerate(zip(structures, lists, strict=True)):
-        entries = np.flatnonzero(uses == number)
-        rows = np.arange(len(tiles.indptr) - 1)
+    return _dealt(
+        (
+            (np.flatnonzero(uses == number), _lists_of(tiles, device))
+            for number, tiles in enumerate(structures)
+        ),
+        device,
+        multiprocessors,
+    )
+
+
+def key_schedule_of(
+    structures: tuple[Tiles, ...],
+    which: npt.NDArray[np.int32],
+    group: int,
+    device: int,
+    multiprocessors: int,
+) -> Schedule:
+    """The work of one launch: every tile column of every key head; `group` query heads share one.
+
+    Lists have entries (head in the group, tile row, mask, 0), and masks are transposed.
+    """
+    groups, uses = np.unique(which.reshape(-1, group), axis=0, return_inverse=True)
+    uses = uses.reshape(-1)
+    return _dealt(
+        (
+            (
+                np.flatnonzero(uses == number),
+                _key_lists_of(tuple(structures[index] for index in members), device),
+            )
+            for number, members in enumerate(groups.tolist())
+        ),
+        device,
+        multiprocessors,
+    )
+
+
+def _dealt(
+    uses: Iterable[tuple[npt.NDArray[np.int64], _Lists]], device: int, multiprocessors: int
+) -> Schedule:
+    """Every list of every entry (a head of a batch element) that uses it, one block a multiprocessor."""
+    places, lengths, addresses, masks, hold = [], [], [], [], []
+    for entries, lists in uses:
+        rows = np.arange(len(lists.indptr) - 1)
         places.append(((entries[:, None] << 32) + rows).reshape(-1))
-        lengths.append(np.tile(np.diff(tiles.indptr), len(entries)))
-        columns.append(np.tile(on_device.columns + 8 * tiles.indptr[:-1], len(entries)))
-        masks.append(np.full(len(entries) * len(rows), on_device.masks))
-    work = np.stack([np.concatenate(part) for part in (places, lengths, columns, masks)], axis=1)
+        lengths.append(np.tile(np.diff(lists.indptr), len(entries)))
+        addresses.append(np.tile(lists.tiles + lists.entry_bytes * lists.indptr[:-1], len(entries)))
+        masks.append(np.full(len(entries) * len(rows), lists.masks))
+        hold.append(lists)
+    work = np.stack([np.concatenate(part) for part in (places, lengths, addresses, masks)], axis=1)
     work = work[np.argsort(work[:, 0], kind="stable")]  # heads that share keys side by side
     blocks = max(1, min(multiprocessors, len(work)))
     order, begins = assign(work[:, 1] + _ITEM_COST, blocks)
     work_view, begins_view = copies = upload(device, np.ascontiguousarray(work[order]), begins)
-    return Schedule(blocks, work_view.address, begins_view.address, (copies, lists))
+    return Schedule(blocks, work_view.address, begins_view.address, (copies, hold))
