@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,91 +13,15 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 from numba_sparse_attn import as_pattern, patterns
 from numba_sparse_attn.cuda import tile
-from numba_sparse_attn.cuda.tile import maps, prepared, schedule
+from numba_sparse_attn.cuda.tile import schedule
 from numba_sparse_attn.cuda.tile.copies import COPY_SIGNATURE
 from numba_sparse_attn.cuda.tile.forward_sm90 import FORWARD_SIGNATURE
 from numba_sparse_attn.cuda.tile.operands import Operand, parts_of
 from numba_sparse_attn.cuda.tile.shape import MOST_HEAD_DIM, tile_shape
-from numba_sparse_attn.cuda.view import DeviceView
 from numba_sparse_attn.testing import random_problem, request_for
 from numba_sparse_attn.testing.strategies import views
 
-MULTIPROCESSORS = 132
-HALF = np.dtype(np.float16)
-
-
-def view_of(array, address):
-    return DeviceView(address, array.shape, array.strides, array.dtype, 0, 7, "other", array)
-
-
-class Device:
-    """Notes launches and uploads; `memory` has what was uploaded, by address."""
-
-    def __init__(self, sets=1024):
-        self.launches, self.memory, self.capturing, self.waits = [], {}, False, 0
-        self._next = 1 << 40
-        self._sets = sets
-
-    @contextlib.contextmanager
-    def installed(self):
-        fresh = maps.MapSets(0)
-        with (
-            mock.patch.multiple(
-                prepared,
-                load_kernel=lambda make, shape, *rest, **options: make.__name__,
-                launch=lambda kernel, blocks, threads, stream, arguments, shared_bytes=0: (
-                    self.launches.append((kernel, blocks, arguments))
-                ),
-                memory=SimpleNamespace(
-                    scratch=lambda nbytes, *rest: SimpleNamespace(address=self.room(nbytes))
-                ),
-                map_sets=lambda device: fresh,
-                _multiprocessors=lambda device: MULTIPROCESSORS,
-            ),
-            mock.patch.multiple(
-                maps, _encode=self.encode, upload=self.upload, overwrite=self.overwrite, _SETS=self._sets
-            ),
-            mock.patch.object(tile, "has_wgmma", lambda device: True),
-            mock.patch.object(schedule, "upload", self.upload),
-            mock.patch.object(schedule, "_LISTS", {}),
-            mock.patch.multiple(
-                "numba_sparse_attn.cuda.streams",
-                stream_object=lambda handle, device: handle,
-                is_capturing=lambda handle: self.capturing,
-                call=self.call,
-            ),
-        ):
-            yield self
-
-    def launch(self, kernel, blocks, threads, stream, arguments, *, shared_bytes=0):
-        self.launches.append((kernel, blocks, arguments))
-
-    def scratch(self, nbytes, device, stream, library):
-        return SimpleNamespace(address=self.room(nbytes))
-
-    def room(self, nbytes):
-        address = self._next
-        self._next += -(-nbytes // 256) * 256
-        return address
-
-    def upload(self, device, *arrays):
-        results = []
-        for array in arrays:
-            address = self.room(array.nbytes)
-            self.memory[address] = array.copy()
-            results.append(SimpleNamespace(address=address))
-        return tuple(results)
-
-    def overwrite(self, device, address, array):
-        self.memory[address] = array.copy()
-
-    def encode(self, address, operand, rows, kind):
-        assert operand.moved(address).boxable and kind == "float16"
-        return np.array([address, rows, *operand.lengths, *operand.strides], np.uint64)
-
-    def call(self, name, *arguments):
-        assert name == "cuCtxSynchronize"
-        self.waits += 1
+from .noting_device import HALF, MULTIPROCESSORS, Device, view_of
 
 
 def call(problem, structures, device, addresses=(1 << 20, 2 << 20, 3 << 20, 4 << 20)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 from numba import cuda, float32, int32, int64, types, uint8, uint32
 
-from numba_sparse_attn.cuda.ptx import arithmetic, barriers, registers, shared, tma, wgmma
+from numba_sparse_attn.cuda.ptx import arithmetic, barriers, memory, registers, shared, tma, wgmma
 
 from .compiling import instructions, ptx_of
 
@@ -46,6 +47,7 @@ SCALAR = {
     "commit_stores": (tma.commit_stores, (), {"cp.async.bulk.commit_group": 1}),
     "wait_for_reads": (tma.wait_for_reads, (), {"cp.async.bulk.wait_group.read": 1}),
     "wait_for_stores": (tma.wait_for_stores, (), {"cp.async.bulk.wait_group": 1}),
+    "store_int32": (memory.store_int32, (M, N), {"st.global.b32": 1}),
     "store_shared_int32": (shared.store_shared_int32, (A, N), {"st.shared.b32": 1}),
 }
 
@@ -177,6 +179,44 @@ def test_products(negate):
     offsets = [int(offset) for offset in re.findall(r"add\.u32 low, uniform\d, (\d+);", last)]
     assert offsets == [(64 * 8 << 16) + 16 * 8 * step for step in range(4)]
     assert set(re.findall(r"(?:never|always), (-?1), 1, 0, 0;", text)) == {"-1" if negate else "1"}
+
+
+def test_products_end_in_their_order_and_when_they_are_asked_to():
+    score = wgmma.Score("float16", depth=64, columns=64, left_rows=128)
+    add = wgmma.Sum("float16", columns=64, width=32)
+    begin, proceed = wgmma.start(score, score, unfinished=1), wgmma.start(add, unfinished=1, before=(score,))
+    end = wgmma.finish(add)
+
+    def kernel(address, left, right, values):
+        scores, more = cuda.local.array(32, float32), cuda.local.array(32, float32)
+        sums = cuda.local.array(16, float32)
+        weights = cuda.local.array(16, int32)
+        for i in range(16):
+            sums[i] = float32(0.0)
+        begin(scores, more, left, right, uint32(left + 7), uint32(right + 9))
+        for i in range(16):
+            weights[i] = int32(scores[2 * i] + scores[2 * i + 1])
+        proceed(sums, weights, more, values)
+        for i in range(32):
+            shared.store_shared_int32(address, int32(more[i]))
+        end(sums, weights)
+        for i in range(16):
+            shared.store_shared_int32(address, int32(sums[i]))
+
+    text = ptx_of(kernel, types.void(A, A, A, A), 128)
+    found = instructions(text)
+    letters = "wgmma.mma_async.sync.aligned.m64n{}k16.f32.f16.f16"
+    assert found[letters.format(64)] == 2 * 4 and found[letters.format(32)] == 4
+    assert found["wgmma.commit_group.sync.aligned"] == 3 and found["wgmma.fence.sync.aligned"] == 2
+    order = re.findall(r"commit_group|wait_group\.sync\.aligned \d|m64n\d+", text)
+    assert [name for name, _ in itertools.groupby(order)] == [
+        *("m64n64", "commit_group", "m64n64", "commit_group", "wait_group.sync.aligned 1"),
+        *("m64n32", "commit_group", "wait_group.sync.aligned 1", "wait_group.sync.aligned 0"),
+    ]
+    assert ".local" not in text
+    # Scores that are still being computed are stored after the wait for them, sums after theirs.
+    assert text.count("st.shared.b32") == 48
+    assert text.index("st.shared.b32") > text.index("m64n32")
 
 
 def test_a_shared_address_has_32_bits():

@@ -14,6 +14,7 @@ from numba.cuda.extending import intrinsic
 
 from .convert import narrow_pair, widen_pair
 from .inline import FLOAT32, FLOAT64, INT16, INT32, INT64, assemble, element_pointer, pair_of
+from .instructions import instruction
 
 __all__ = [
     "load_chunk",
@@ -24,6 +25,7 @@ __all__ = [
     "shared_address",
     "store_chunk",
     "store_element",
+    "store_int32",
 ]
 
 _STORE_WORDS = "st.global.v4.b32 [$0], {$1, $2, $3, $4};"
@@ -49,6 +51,10 @@ def load_int64(typing_context: Any, address: Any) -> Any:
         return assemble(builder, INT64, "ld.global.nc.b64 $0, [$1];", "=l,l", operands, volatile=True)
 
     return types.int64(types.int64), generate
+
+
+#: (address, value)
+store_int32 = instruction("st.global.b32 [$0], $1;", "l,r", (types.int64, types.int32))
 
 
 def _offset(builder: Any, index: Any, position: int) -> Any:

@@ -1,4 +1,4 @@
-"""Products of a warpgroup (wgmma): two matrix products of a chain, apart or overlapping.
+"""Products of a warpgroup (wgmma): scores of two matrices and sums of weighted values, apart or overlapping.
 
 A warpgroup is four consecutive warps. It multiplies 64 rows at a time; the product lies in registers:
 thread ``32 * warp + lane`` holds of row ``16 * warp + lane // 4`` (elements e with e // 2 even) and of the
@@ -6,8 +6,8 @@ row 8 further down (e // 2 odd) the columns ``8 * (e // 4) + 2 * (lane % 4) + e 
 
 Matrices in shared memory are cut into chunks of 64 columns, rows of 128 bytes behind one another in the
 128-byte swizzle that the copy engine writes, aligned to 1024 bytes. An operand is named by its address
-in units of 16 bytes. The first product is ``left @ right.T`` with both operands in shared memory; the second
-is ``weights @ values`` with the weights in registers, in the first product's layout, rounded and packed.
+in units of 16 bytes. Scores are ``left @ right.T`` with both operands in shared memory; sums are those of
+``weights @ values`` with the weights in registers, in the layout of scores, rounded and packed.
 
 One piece of text has to hold everything from the first instruction that writes accumulators to the wait: what
 the compiler puts between makes the assembler wait after every instruction (warnings C7510 to C7515).

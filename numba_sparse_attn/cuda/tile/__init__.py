@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 
-from ...errors import EngineError
 from ...formats.tiles import Tiles
 from ...formats.work import Request
 from ..view import DeviceView
-from .launch_sm80 import forward_without_wgmma, has_wgmma
+from .launch_sm80 import backward_without_wgmma, forward_without_wgmma, has_wgmma
 from .prepared import ForwardLaunch, prepare_forward
+from .prepared_backward import BackwardLaunch, prepare_backward
 from .shape import MOST_HEAD_DIM
 
 __all__ = ["backward", "forward", "why_not"]
@@ -76,8 +76,37 @@ def forward(
         one.run(addresses, 0 if lse is None else lse.address, out)
 
 
-def backward(request: Request, *arrays: DeviceView) -> None:
-    """Refused: gradients come from the other engines; the planner never asks this one."""
-    raise EngineError(
-        "engine 'cuda-tile' asked for gradients", "the forward pass", "use engine='cuda-warp' for gradients"
+def backward(
+    request: Request,
+    dout: DeviceView,
+    q: DeviceView,
+    k: DeviceView,
+    v: DeviceView,
+    out: DeviceView,
+    lse: DeviceView,
+    dq: DeviceView,
+    dk: DeviceView,
+    dv: DeviceView,
+) -> None:
+    """Queue gradients into `dq`, `dk` and `dv`; the same bits every time.
+
+    Examples
+    --------
+    Called by the planner: ``nsa.sparse_attention_backward(..., engine="cuda-tile")``.
+    """
+    if not request.which.size:
+        return
+    arrays = (dout, q, k, v, out, lse, dq, dk, dv)
+    if not has_wgmma(dq.device):
+        backward_without_wgmma(request, *arrays)
+        return
+    addresses = tuple([array.address for array in arrays])
+    key = (
+        *("tile backward", dq.device, q.shape[:-3], *[array.strides for array in arrays]),
+        *[address & 15 for address in addresses],
     )
+    launches: tuple[BackwardLaunch, ...] | None = request.memo.get(key)
+    if launches is None:
+        launches = request.memo[key] = prepare_backward(request, arrays)
+    for one in launches:
+        one.run(addresses, dq)

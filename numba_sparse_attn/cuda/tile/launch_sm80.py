@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ...errors import EngineError
 from ...formats.tiles import Tiles
 from ...formats.work import Request
 from .. import memory, streams
@@ -17,7 +18,7 @@ from .prepared import factor_of, queue_copy
 from .schedule import schedule_of
 from .shape_sm80 import fragment_shape
 
-__all__ = ["forward_without_wgmma", "has_wgmma"]
+__all__ = ["backward_without_wgmma", "forward_without_wgmma", "has_wgmma"]
 
 
 def has_wgmma(device: int) -> bool:
@@ -47,6 +48,15 @@ def forward_without_wgmma(
         _queue_part(request, part.first, operands, lse_at, device, stream)
         if operands[3] is not part.operands[3]:
             queue_copy(kind, operands[3], part.operands[3], device, stream)
+
+
+def backward_without_wgmma(request: Request, *arrays: DeviceView) -> None:
+    """Refused as yet."""
+    raise EngineError(
+        "engine 'cuda-tile' asked for gradients on this GPU",
+        "gradients on Hopper",
+        "use engine='cuda-warp' for gradients",
+    )
 
 
 def _queue_part(

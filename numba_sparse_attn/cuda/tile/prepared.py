@@ -26,7 +26,14 @@ from .packing import pack_groups
 from .schedule import schedule_of
 from .shape import TileShape, tile_shape
 
-__all__ = ["ForwardLaunch", "factor_of", "prepare_forward", "queue_copy"]
+__all__ = [
+    "ForwardLaunch",
+    "factor_of",
+    "multiprocessors",
+    "prepare_forward",
+    "queue_copy",
+    "tiles_of",
+]
 
 #: A factor of 0 would make nan of a masked score, which is -inf; this one makes 0 of all others, too.
 _SMALLEST_FACTOR = float(np.finfo(np.float32).tiny)
@@ -110,8 +117,8 @@ def prepare_forward(
     request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView
 ) -> tuple[ForwardLaunch, ...]:
     """The launches of a call on arrays with these shapes, strides and alignments."""
-    request, q, out = pack_groups(request, q, out, _multiprocessors(out.device))
-    masked = any(tiles.partial_count for tiles in _tiles(request))
+    request, q, out = pack_groups(request, q, out, multiprocessors(out.device))
+    masked = any(tiles.partial_count for tiles in tiles_of(request))
     kind = request.dtype.name
     shape = tile_shape(kind, request.head_dim, request.value_dim, masked=masked, negate=request.scale < 0)
     if not request.n_k:
@@ -126,7 +133,7 @@ def _prepare_part(
     request: Request, shape: TileShape, part: Part, addresses: Addresses, device: int
 ) -> ForwardLaunch:
     which = request.which[part.first : part.first + part.length]
-    schedule = schedule_of(_tiles(request), which, device, _multiprocessors(device))
+    schedule = schedule_of(tiles_of(request), which, device, multiprocessors(device))
     copied = tuple((number, operand) for number, operand in enumerate(part.operands) if not operand.boxable)
     operands = list(part.operands)
     for number, operand in copied:
@@ -158,12 +165,14 @@ def factor_of(request: Request) -> np.float32:
     return np.float32(max(abs(request.scale) / math.log(2.0), _SMALLEST_FACTOR))
 
 
-def _tiles(request: Request) -> tuple[Tiles, ...]:
+def tiles_of(request: Request) -> tuple[Tiles, ...]:
+    """A request's structures, all of them tiles: see ``why_not`` of the engine."""
     return tuple(tiles for tiles in request.structures if isinstance(tiles, Tiles))
 
 
 @functools.cache
-def _multiprocessors(device: int) -> int:
+def multiprocessors(device: int) -> int:
+    """How many blocks of which each needs all shared memory run at a time."""
     attribute = streams.driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
     return int(streams.call("cuDeviceGetAttribute", attribute, device))
 

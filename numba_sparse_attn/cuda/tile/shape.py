@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...formats.tiles import TILE
 from ..ptx.wgmma import CHUNK
 
-__all__ = ["MASK_BYTES", "MOST_HEAD_DIM", "TileShape", "tile_shape"]
+__all__ = ["MASK_BYTES", "MOST_HEAD_DIM", "TileShape", "padded", "tile_shape"]
 
 #: 256 columns are as wide as one instruction's result.
 MOST_HEAD_DIM = 256
@@ -127,6 +127,11 @@ class TileShape:
         return self.barriers_at + 16 * self.query_buffers + 36 * self.stages + 1024
 
 
+def padded(dimension: int) -> int:
+    """A head or value dimension as kernels have it."""
+    return -(-dimension // _ROUNDING) * _ROUNDING
+
+
 def tile_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool) -> TileShape:
     """The kernel for a kind of call.
 
@@ -136,6 +141,6 @@ def tile_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, negate
     >>> shape.depth, shape.keys, shape.shared_bytes <= 227 << 10
     (96, 128, True)
     """
-    depth, width = (-(-dimension // _ROUNDING) * _ROUNDING for dimension in (head_dim, value_dim))
+    depth, width = padded(head_dim), padded(value_dim)
     widest = -(-max(depth, width) // CHUNK) * CHUNK
     return TileShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate)

@@ -54,10 +54,46 @@ def run(problem, structures, *, poison=np.nan, repeats=2):
         tile.forward(request, *device_views(("q", "k", "v", "out", "lse"), (q, k, v, out, lse)))
         torch.cuda.synchronize()
         for tensor in (out, lse):
-            room = tensor.untyped_storage().nbytes() // tensor.element_size()
-            around = torch.as_strided(tensor, (room,), (1,), 0)
-            assert bool(torch.isnan(around[:_MARGIN]).all()) and bool(torch.isnan(around[-_MARGIN:]).all())
+            assert_margins_untouched(tensor)
         results.append((to_host(out, problem.dtype), to_host(lse, np.float32)))
     for out, lse in results[1:]:
         assert out.tobytes() == results[0][0].tobytes() and lse.tobytes() == results[0][1].tobytes()
     return {"out": results[0][0], "lse": results[0][1]}
+
+
+def run_gradients(problem, structures, *, poison=np.nan, repeats=2, layout=np.asarray):
+    """ "dq", "dk" and "dv" of a problem, as :func:`run`; `layout` gives other strides to what the engine
+    writes, and to out and lse.
+    """
+    import torch
+
+    dirty = poisoned(problem, poison)
+    request = request_for(problem, structures)
+    q, k, v, dout = (on_gpu(array) for array in dirty.arrays)
+    out = on_gpu(layout(np.full((*problem.q.shape[:-1], problem.v.shape[-1]), np.nan, problem.dtype)))
+    lse = on_gpu(np.full(problem.q.shape[:-1], np.nan, np.float32))
+    tile.forward(request, *device_views(("q", "k", "v", "out", "lse"), (q, k, v, out, lse)))
+    turned = on_gpu(layout(to_host(lse, np.float32)))
+    results = []
+    for _ in range(repeats):
+        gradients = [on_gpu(layout(np.full(a.shape, np.nan, problem.dtype))) for a in problem.arrays[:3]]
+        views = device_views(
+            tuple("dout q k v out lse dq dk dv".split()), (dout, q, k, v, out, turned, *gradients)
+        )
+        tile.backward(request, *views)
+        torch.cuda.synchronize()
+        for tensor in gradients:
+            assert_margins_untouched(tensor)
+        results.append([to_host(tensor, problem.dtype) for tensor in gradients])
+    for again in results[1:]:
+        assert all(one.tobytes() == other.tobytes() for one, other in zip(results[0], again, strict=True))
+    return dict(zip(("dq", "dk", "dv"), results[0], strict=True))
+
+
+def assert_margins_untouched(tensor):
+    """Fail if anything was written around a tensor from :func:`on_gpu` that was filled with NaN."""
+    import torch
+
+    room = tensor.untyped_storage().nbytes() // tensor.element_size()
+    around = torch.as_strided(tensor, (room,), (1,), 0)
+    assert bool(torch.isnan(around[:_MARGIN]).all()) and bool(torch.isnan(around[-_MARGIN:]).all())
