@@ -18,6 +18,7 @@ from . import arrays, config
 from .choices import Choice, Kind, choose_cpu, choose_dense, choose_gpu, predict_gpu
 from .errors import EngineError, ShapeError
 from .formats.csr import Csr
+from .formats.tiles import TILE
 from .formats.work import Request
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
@@ -59,7 +60,6 @@ class Plan:
     _index: npt.NDArray[np.int32]
     _choices: tuple[Choice, ...]
     _reason: str
-    _gpu: int | None
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,8 +89,6 @@ class Plan:
         self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Gradients (dq, dk, dv); arguments as in :func:`numba_sparse_attn.sparse_attention_backward`."""
-        if self.engine == "cuda-tile":
-            return self._gradient_plan.backward(dout, q, k, v, out, lse)
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
@@ -126,7 +124,6 @@ class Plan:
         )
         lines = [
             f"engine {self.engine}: {self._reason}",
-            *(["gradients: engine cuda-warp"] if self.engine == "cuda-tile" else []),
             f"call: {n_q} queries x {n_k} keys, {kind}, {self.dtype.name}, scale {self.scale:.6g}",
         ]
         uses = np.bincount(self._index.reshape(-1), minlength=len(self._choices))
@@ -139,22 +136,11 @@ class Plan:
                 f"{1 - density:.2%} sparse"
             )
             lines += [f"  {line}" for line in choice.lines]
+        if self.engine == "cuda-tile":
+            # Two float32 a query, for whole tiles of queries.
+            workspace = 8 * self.heads * -(-n_q // TILE) * TILE
+            lines.append(f"gradients: in two sweeps, with a workspace of {workspace} bytes a batch element")
         return "\n".join(lines)
-
-    @functools.cached_property
-    def _gradient_plan(self) -> Plan:
-        """The plan that computes gradients for the tile engine, whose own pass is forward only."""
-        return make_plan(
-            self.pattern,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            value_dim=self.value_dim,
-            dtype=self.dtype,
-            scale=self.scale,
-            engine="cuda-warp",
-            gpu=self._gpu,
-        )
 
     @property
     def nbytes(self) -> int:
@@ -282,9 +268,7 @@ def _new_plan(
         choices = tuple(choose_dense(member) for member in members)
     else:
         choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
-    plan = Plan(
-        name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason, gpu
-    )
+    plan = Plan(name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason)
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
