@@ -32,6 +32,7 @@ from .planner import Plan
 
 if TYPE_CHECKING:
     from . import analysis as analysis
+    from . import approx as approx
     from . import plot as plot
 
 __version__ = "0.1.0"
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 #: Sub-packages that are imported when they are first used: ``import numba_sparse_attn`` stays as fast.
-_LAZY = ("analysis", "plot")
+_LAZY = ("analysis", "approx", "plot")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from reports.scenarios import (
+    approximation,
     code,
     comparison,
     documents,
@@ -194,7 +195,7 @@ def test_doctests(module: ModuleType) -> None:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_rows_are_one_of_each(path: Path) -> None:
     rows = rows_of(path)
-    measured = {"positions", "changes", "log_probability", "ranks", "pairs", "seconds", "run"}
+    measured = {"positions", "changes", "log_probability", "ranks", "pairs", "error", "seconds", "run"}
     keys = [json.dumps({name: row[name] for name in row.keys() - measured}, sort_keys=True) for row in rows]
     assert rows and len(keys) == len(set(keys))
 
@@ -217,6 +218,23 @@ def test_published_logits_are_within_the_budget() -> None:
     for row in rows_of(RESULTS / "logits.json"):
         assert row["max_error"] <= 2 * max(row["peer_max_error"], row["oracle_max_error"])
         assert row["rms_error"] <= 2 * min(row["peer_rms_error"], row["oracle_rms_error"])
+
+
+def test_approximations_err_less_with_more_features(tmp_path: Path) -> None:
+    assert approximation.main(["--quick", "--output", str(tmp_path / "rows.json")]) == 0
+    rows = rows_of(tmp_path / "rows.json")
+    assert len(rows) == 4 * 4 * 2 * 2 and all(0 < row["error"] < np.inf for row in rows)
+    easy = [row for row in rows_of(RESULTS / "approximation.json") if row["deviation"] == 0.25]
+    for method in {row["method"] for row in easy}:
+        by_size = {
+            size: np.mean([row["error"] for row in easy if (row["method"], row["size"]) == (method, size)])
+            for size in (16, 1024)
+        }
+        assert by_size[1024] < by_size[16], method
+
+
+def test_the_page_of_approximations_follows_the_rows() -> None:
+    assert approximation.main(["--check"]) == 0, "python -m reports.scenarios.approximation --report"
 
 
 def test_the_report_follows_the_rows() -> None:
