@@ -16,7 +16,7 @@ from numba import cuda, float32
 
 from numba_sparse_attn import as_pattern
 from numba_sparse_attn.cuda.device import fragments, simulated_fragments
-from numba_sparse_attn.cuda.device.shared_rows import row_tools
+from numba_sparse_attn.cuda.device.shared_rows import lane_offset, pieces_at
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
 
 from .fragment_products import make_products, operands
@@ -128,14 +128,13 @@ def test_products_of_fragments(dtype):
 @pytest.mark.parametrize("row_bytes", [128, 256, 384, 512])
 def test_rows_of_a_matrix_lie_in_different_banks(row_bytes):
     """Those that are loaded together as one matrix; and every piece of every row is loaded once."""
-    tools = row_tools("float16", 64, 128, row_bytes)
     numbers = row_bytes // 32
     seen = np.zeros((numbers, 32), np.int64)
 
     def kernel(seen):
         for number in range(numbers):
-            offset = tools.lane_offset(row_bytes)
-            seen[number, cuda.threadIdx.x] = tools.pieces_at(offset, number)
+            offset = lane_offset(row_bytes)
+            seen[number, cuda.threadIdx.x] = pieces_at(offset, number)
 
     cuda.jit(kernel)[1, 32](seen)
     banks = np.sort(seen.reshape(-1, 8) // 16 % 8, axis=1)

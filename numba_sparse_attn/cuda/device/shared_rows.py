@@ -15,7 +15,20 @@ from numba import cuda, float32, int32, int64
 
 from . import fragments, lanes
 
-__all__ = ["SharedRowTools", "row_tools"]
+__all__ = ["SharedRowTools", "lane_offset", "pieces_at", "row_tools"]
+
+
+@cuda.jit(device=True, inline="always")
+def lane_offset(stride):
+    """Where in 16 rows the address of a lane is, whatever is loaded: a piece of every row, then the next."""
+    lane = int32(fragments.own_thread() & 31)
+    return int32((lane & 15) * stride + (((lane >> 4) ^ (lane & 7)) << 4))
+
+
+@cuda.jit(device=True, inline="always")
+def pieces_at(rows, number):
+    """A lane's address for pieces 2 * `number` and the next, from that for 0."""
+    return fragments.place_of(fragments.place_of(rows ^ ((number & 3) << 5)) + ((number >> 2) << 7))
 
 
 class SharedRowTools(NamedTuple):
@@ -23,8 +36,6 @@ class SharedRowTools(NamedTuple):
 
     own_piece: Callable[..., Any]
     copy_rows: Callable[..., Any]
-    lane_offset: Callable[..., Any]
-    pieces_at: Callable[..., Any]
     store_rows: Callable[..., Any]
 
 
@@ -36,9 +47,6 @@ def row_tools(kind: str, width: int, threads: int, row_bytes: int) -> SharedRowT
     ``copy_rows(target, source, home, row_stride, rows, pieces, target_row, present, size)``: queue copies of
     `rows` rows, of which `present` exist, from a thread's `source`, each of `size` bytes of 16 * `pieces`;
     what does not exist becomes 0, and `home` is where no bytes of it are read from;
-    ``lane_offset(stride)``: where in 16 rows the address of a lane is, whatever is loaded: lanes give a
-    piece of every row, and then the next one;
-    ``pieces_at(rows, number)``: a lane's address for pieces 2 * `number` and the next, from that for 0;
     ``store_rows(sums, upper_inverse, lower_inverse, rows, target, out_row, present, value_dim)``: a warp's
     results, 16 rows, `present` of which exist, through the part `rows` of shared memory that is its own.
     """
@@ -77,15 +85,6 @@ def row_tools(kind: str, width: int, threads: int, row_bytes: int) -> SharedRowT
             address += rows_a_pass * row_stride
 
     @cuda.jit(device=True, inline="always")
-    def lane_offset(stride):
-        lane = int32(own_thread() & 31)
-        return int32((lane & 15) * stride + (((lane >> 4) ^ (lane & 7)) << 4))
-
-    @cuda.jit(device=True, inline="always")
-    def pieces_at(rows, number):
-        return place_of(place_of(rows ^ ((number & 3) << 5)) + ((number >> 2) << 7))
-
-    @cuda.jit(device=True, inline="always")
     def store_rows(sums, upper_inverse, lower_inverse, rows, target, out_row, present, value_dim):
         lane = int32(cuda.threadIdx.x & 31)
         group = int32(lane >> 2)
@@ -117,4 +116,4 @@ def row_tools(kind: str, width: int, threads: int, row_bytes: int) -> SharedRowT
                             if first + i < value_dim:
                                 store_element(address + 2 * i, values[i])
 
-    return SharedRowTools(own_piece, copy_rows, lane_offset, pieces_at, store_rows)
+    return SharedRowTools(own_piece, copy_rows, store_rows)

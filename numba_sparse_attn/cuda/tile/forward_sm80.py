@@ -25,13 +25,13 @@ from ...formats.tiles import FULL, TILE
 from ..device import fragments, lanes
 from ..device.exact_rows import exact_row
 from ..device.row_results import result_tools
-from ..device.shared_rows import row_tools
+from ..device.shared_rows import lane_offset, row_tools
+from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
 from .shape_sm80 import FragmentShape
 
 __all__ = ["FORWARD_SIGNATURE", "make_forward"]
 
-_NEGATED = -0x7FFF8000  # both signs of a word
 _MASK_BYTES = 2 * TILE * 8
 
 FORWARD_SIGNATURE = types.void(
@@ -54,34 +54,29 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
     step_bits = steps_a_tile.bit_length() - 1
     #: Elements of the sequence keys, values, keys, ... that are under way while one is worked on.
     ahead = buffers - 1
-    depth_steps, key_steps = shape.depth // 16, keys // 16
     key_pieces, value_pieces = shape.depth // 8, width // 8
     score_count, sum_count, weight_count = keys // 2, width // 2, keys // 4
     # The second 16 rows of a warp, if it has them.
     more_score_count, more_sum_count, more_weight_count = (
         (score_count, sum_count, weight_count) if row_tiles == 2 else (1, 1, 1)
     )
-    query_count = 4 * depth_steps * row_tiles if queries_stay else 4 * row_tiles
-    whole_lines, some_lines = width // 64, -(-width // 64)
-    right_count = 4 * max(2, some_lines)
+    query_count = shape.depth // 4 * row_tiles if queries_stay else 4 * row_tiles
+    words = right_count(width)
     sign = -1.0 if negate else 1.0
     natural = math.log(2.0)
 
     place_of, own_thread = fragments.place_of, fragments.own_thread
     room = fragments.large_room(shape.shared_bytes)
     any_lane, sync_warp = fragments.any_lane, fragments.sync_warp
-    load_left = fragments.load_matrices(1, 0, transposed=False)
-    load_keys = fragments.load_matrices(2, 16 * key_row, transposed=False)
-    # Pairs of 8 columns that lie at one place of a line, in all lines that go that far.
-    load_values = fragments.load_matrices(some_lines, 128, transposed=True)
-    load_whole_values = fragments.load_matrices(whole_lines, 128, transposed=True)
-    multiply_keys = fragments.multiply(kind, 2, 8, crossed=True)
-    multiply_values = fragments.multiply(kind, some_lines, 32, crossed=False)
-    multiply_whole_values = fragments.multiply(kind, whole_lines, 32, crossed=False)
+    load_queries = left_loader(shape.depth, query_row, row_tiles, negate=negate)
+    score = product_with_rows(
+        kind, shape.depth, keys, query_row, key_row, row_tiles, stay=queries_stay, negate=negate
+    )
+    add = product_with_columns(kind, width, keys, value_row, row_tiles)
     mask_scores, _, proceed, rescale, pack, quad_sum = softmax_tools(kind, keys, width)
     inverse, logarithm, blemish = result_tools(width)
     compute_exactly = exact_row(kind, shape.depth, width)
-    own_piece, copy_rows, lane_offset, pieces_at, store_rows = row_tools(kind, width, threads, query_row)
+    own_piece, copy_rows, store_rows = row_tools(kind, width, threads, query_row)
     from_lane, load_int32, load_int64 = lanes.from_lane, lanes.load_int32, lanes.load_int64
     commit, wait = lanes.commit_copies, lanes.wait_for_copies(ahead - 1)
     wait_for_all, store_float32 = lanes.wait_for_copies(0), lanes.store_element("float32")
@@ -106,60 +101,6 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
         return copy
 
     copy_keys, copy_values = copy_step(key_pieces, key_row), copy_step(value_pieces, value_row)
-
-    @cuda.jit(device=True, inline="always")
-    def load_queries(queries, first, address):
-        """The left operand of 16 rows and one step of the depth."""
-        load_left(queries, first, address)
-        if negate:
-            for i in range(4):
-                queries[first + i] = queries[first + i] ^ int32(_NEGATED)
-
-    # Loops over steps are written out here: compilers for some targets would leave them as loops, and then
-    # registers have to be addressed by numbers that are not known.
-    def scored_after(before, i):
-        """The scores' product, one step of the depth after others."""
-        first = 4 * row_tiles * i if queries_stay else 0
-
-        @cuda.jit(device=True, inline="always")
-        def steps(scores, more_scores, queries, right, query_rows, rows):
-            if i > 0:
-                before(scores, more_scores, queries, right, query_rows, rows)
-            if not queries_stay:
-                load_queries(queries, 0, pieces_at(query_rows, i))
-                if row_tiles == 2:
-                    load_queries(queries, 4, place_of(pieces_at(query_rows, i) + 16 * query_row))
-            for part in range(keys // 32):
-                load_keys(right, 0, place_of(pieces_at(rows, i) + 32 * key_row * part))
-                multiply_keys(scores, 16 * part, queries, first, right)
-                if row_tiles == 2:
-                    multiply_keys(more_scores, 16 * part, queries, first + 4, right)
-
-        return steps
-
-    def added_after(before, i):
-        """The weights' product with values, one step of the keys after others."""
-
-        @cuda.jit(device=True, inline="always")
-        def steps(sums, more_sums, weights, more_weights, right, rows):
-            if i > 0:
-                before(sums, more_sums, weights, more_weights, right, rows)
-            for pair in range(2):
-                load_values(right, 0, place_of(pieces_at(rows, pair) + 16 * value_row * i))
-                multiply_values(sums, 8 * pair, weights, 4 * i, right)
-                if row_tiles == 2:
-                    multiply_values(more_sums, 8 * pair, more_weights, 4 * i, right)
-            if whole_lines > 0:
-                for pair in range(2, 4):
-                    load_whole_values(right, 0, place_of(pieces_at(rows, pair) + 16 * value_row * i))
-                    multiply_whole_values(sums, 8 * pair, weights, 4 * i, right)
-                    if row_tiles == 2:
-                        multiply_whole_values(more_sums, 8 * pair, more_weights, 4 * i, right)
-
-        return steps
-
-    score = functools.reduce(scored_after, range(depth_steps), None)
-    add = functools.reduce(added_after, range(key_steps), None)
 
     @cuda.jit(device=True, inline="always")
     def apply_mask(scores, masks, mask, slot, step):
@@ -275,7 +216,7 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
         query_rows = place_of(base + (own_rows * query_row + lane_offset(query_row)))
 
         queries = cuda.local.array(query_count, int32)
-        right = cuda.local.array(right_count, int32)
+        right = cuda.local.array(words, int32)
         scores, more_scores = (
             cuda.local.array(score_count, float32),
             cuda.local.array(more_score_count, float32),
@@ -296,10 +237,7 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
         if queries_stay and end > 0:
             wait()
             cuda.syncthreads()
-            for i in range(depth_steps):
-                load_queries(queries, 4 * row_tiles * i, pieces_at(query_rows, i))
-                if row_tiles == 2:
-                    load_queries(queries, 8 * i + 4, place_of(pieces_at(query_rows, i) + 16 * query_row))
+            load_queries(queries, query_rows)
 
         mask = int32(FULL)
         if masked and end > 0:
