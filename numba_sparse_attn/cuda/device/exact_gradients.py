@@ -13,7 +13,7 @@ from typing import Any
 from numba import cuda, float32, int32, int64
 
 from . import lanes
-from .fragments import fma_float32, own_thread
+from .fragments import fma_float32
 
 __all__ = ["exact_gradients"]
 
@@ -44,17 +44,17 @@ def exact_gradients(
     exp2_float32, xor_lane = lanes.exp2("float32"), lanes.xor_lane
     entry_bytes, tile_at, mask_at = (16, 4, 8) if by_keys else (8, 0, 4)
 
-    def row_functions(parts: int) -> tuple[Callable[..., Any], ...]:
+    def row_functions(parts):
         @cuda.jit(device=True, inline="always")
         def read(address, size, target):
-            lane = int32(own_thread() & 31)
+            lane = int32(cuda.threadIdx.x & 31)
             for part in range(parts):
                 element = lane + 32 * part
                 target[part] = load(address + 2 * element) if element < size else float32(0.0)
 
         @cuda.jit(device=True, inline="always")
         def write(address, size, source, factor):
-            lane = int32(own_thread() & 31)
+            lane = int32(cuda.threadIdx.x & 31)
             for part in range(parts):
                 element = lane + 32 * part
                 if element < size:

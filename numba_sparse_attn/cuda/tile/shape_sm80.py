@@ -1,4 +1,4 @@
-"""What the kernel without Hopper's instructions is compiled for."""
+"""What the kernels without Hopper's instructions are compiled for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...formats.tiles import TILE
+from .statistics import PAIR_BYTES
 
-__all__ = ["FragmentShape", "fragment_shape"]
+__all__ = ["FragmentShape", "GradientShape", "fragment_shape", "gradient_shapes"]
 
 #: Dimensions are rounded up to a multiple of this: fewer kernels, and what is padded costs products of zeros.
 _ROUNDING = 32
@@ -38,6 +39,17 @@ _BLOCKINGS = {
     192: _Blocking(1, 64, 2, True),
     256: _Blocking(1, 32, 2, False),
 }
+
+
+def _padded(head_dim: int, value_dim: int) -> tuple[int, int, int]:
+    """Both dimensions as kernels have them, and the wider of the two as tables have it."""
+    depth, width = (-(-dimension // _ROUNDING) * _ROUNDING for dimension in (head_dim, value_dim))
+    return depth, width, -(-max(depth, width) // 64) * 64
+
+
+def _row_bytes(dimension: int) -> int:
+    """Bytes of a row in shared memory."""
+    return -(-dimension * 2 // _LINE) * _LINE
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,12 @@ class FragmentShape:
     @property
     def key_row(self) -> int:
         """Bytes of a row of keys in shared memory."""
-        return -(-self.depth * 2 // _LINE) * _LINE
+        return _row_bytes(self.depth)
 
     @property
     def value_row(self) -> int:
         """Bytes of a row of values."""
-        return -(-self.width * 2 // _LINE) * _LINE
+        return _row_bytes(self.width)
 
     @property
     def query_row(self) -> int:
@@ -123,6 +135,136 @@ def fragment_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, ne
     >>> shape.depth, shape.threads, shape.shared_bytes <= 99 << 10
     (96, 128, True)
     """
-    depth, width = (-(-dimension // _ROUNDING) * _ROUNDING for dimension in (head_dim, value_dim))
-    widest = -(-max(depth, width) // 64) * 64
+    depth, width, widest = _padded(head_dim, value_dim)
     return FragmentShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate)
+
+
+class _Gradients(NamedTuple):
+    """How a block of the backward pass shares its rows, and how the others pass through shared memory."""
+
+    #: Rows of a block: a tile's or half of them.
+    rows: int
+    #: Times 16 rows that a warp has.
+    row_tiles: int
+    #: Others a step, of which there are two steps in shared memory.
+    columns: int
+    #: Whether own rows stay in registers.
+    stay: bool
+
+
+#: By the wider of the two dimensions, as above: dq, and then dk and dv. Reasoned, not measured.
+_BY_QUERIES = {
+    64: _Gradients(128, 2, 32, True),
+    128: _Gradients(128, 1, 32, True),
+    192: _Gradients(64, 1, 32, False),
+    256: _Gradients(64, 1, 16, False),
+}
+_BY_KEYS = {
+    64: _Gradients(128, 2, 32, False),
+    128: _Gradients(128, 1, 32, False),
+    192: _Gradients(64, 1, 32, False),
+    256: _Gradients(64, 1, 16, False),
+}
+#: Columns of dk and dv that a thread's registers hold at a time; beyond that, each has a launch of its own,
+#: which costs a second product with q.
+_MOST_SUMS = 256
+
+
+@dataclass(frozen=True)
+class GradientShape:
+    """Compile-time numbers of a backward kernel; see ``backward_sm80.py`` for own rows and others.
+
+    Attributes
+    ----------
+    kind : {"float16", "bfloat16"}
+    depth, width : int
+        Head and value dimension, rounded up: of a row's first and of its second part.
+    by_keys : bool
+        Whether own rows are keys: the gradients are dk and dv instead of dq.
+    first, second : bool
+        Which gradients are wanted: dq or dk, and dv.
+    rows, row_tiles, columns : int
+    stay : bool
+    masked : bool
+        Whether some tiles are partial.
+    """
+
+    kind: str
+    depth: int
+    width: int
+    by_keys: bool
+    first: bool
+    second: bool
+    rows: int
+    row_tiles: int
+    columns: int
+    stay: bool
+    masked: bool
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.rows // (16 * self.row_tiles)
+
+    @property
+    def blocks_a_tile(self) -> int:
+        """Blocks that share a tile's rows."""
+        return TILE // self.rows
+
+    @property
+    def steps(self) -> int:
+        """Steps that a tile takes."""
+        return TILE // self.columns
+
+    @property
+    def first_row(self) -> int:
+        """Bytes of a row's first part in shared memory."""
+        return _row_bytes(self.depth)
+
+    @property
+    def second_row(self) -> int:
+        """Bytes of a row's second part."""
+        return _row_bytes(self.width)
+
+    @property
+    def result_row(self) -> int:
+        """Bytes of a row of gradients, which lie where own rows lay."""
+        return max(self.first_row, self.second_row)
+
+    @property
+    def own_second_at(self) -> int:
+        """Offset of the second part of own rows, behind the first."""
+        return self.rows * self.first_row
+
+    @property
+    def ring_at(self) -> int:
+        """Offset of the others. The second part of own rows is needed for the first gradient only."""
+        return self.own_second_at + (self.rows * self.second_row if self.first else 0)
+
+    @property
+    def buffer(self) -> int:
+        """Bytes of a step's others; by keys, with a pair of statistics each."""
+        return self.columns * (self.first_row + self.second_row + (PAIR_BYTES if self.by_keys else 0))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block, with what it may take to begin at a multiple of 128."""
+        return max(self.ring_at + 2 * self.buffer, self.rows * self.result_row) + _LINE
+
+
+def gradient_shapes(kind: str, head_dim: int, value_dim: int, *, masked: bool) -> tuple[GradientShape, ...]:
+    """The kernels for a kind of call: dq, then dk and dv, together or one after the other.
+
+    Examples
+    --------
+    >>> [(shape.first, shape.second) for shape in gradient_shapes("float16", 128, 80, masked=True)]
+    [(True, False), (True, True)]
+    >>> [(shape.first, shape.second) for shape in gradient_shapes("float16", 192, 128, masked=True)]
+    [(True, False), (True, False), (False, True)]
+    """
+    depth, width, widest = _padded(head_dim, value_dim)
+    wanted = [(True, True)] if depth + width <= _MOST_SUMS else [(True, False), (False, True)]
+    return (
+        GradientShape(kind, depth, width, False, True, False, *_BY_QUERIES[widest], masked),
+        *(GradientShape(kind, depth, width, True, *one, *_BY_KEYS[widest], masked) for one in wanted),
+    )
