@@ -17,9 +17,11 @@ from numba import cuda
 
 from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.device.simulated import guarded
-from numba_sparse_attn.cuda.tile import launch_sm80, prepared, schedule
+from numba_sparse_attn.cuda.tile import launch_sm80, prepared, schedule, statistics
+from numba_sparse_attn.cuda.tile.backward_sm80 import make_backward
 from numba_sparse_attn.cuda.tile.copies import make_copy
 from numba_sparse_attn.cuda.tile.forward_sm80 import make_forward
+from numba_sparse_attn.cuda.tile.statistics import make_statistics
 from numba_sparse_attn.cuda.view import DeviceView
 from numba_sparse_attn.testing import (
     assert_margins_untouched,
@@ -31,13 +33,13 @@ from numba_sparse_attn.testing import (
 )
 
 #: Which arguments of a kernel are addresses of what it writes.
-WRITES = {make_forward: (1, 11), make_copy: (1,)}
+WRITES = {make_forward: (1, 11), make_copy: (1,), make_statistics: (3,), make_backward: (12, 13)}
 
 
-def run(problem, structures, *, poison=np.nan):
-    """ "out" and "lse"; `poison` in rows that no pair needs, NaN in outputs and around them."""
+def run(problem, structures, *, poison=np.nan, gradients=False):
+    """ "out" and "lse", and gradients; `poison` in rows that no pair needs, NaN in outputs and around them."""
     problem = poisoned(problem, poison)
-    q, k, v, _ = problem.arrays
+    q, k, v, dout = problem.arrays
     out = surrounded(nan_filled((*q.shape[:-1], v.shape[-1]), problem.dtype))
     lse = surrounded(nan_filled(q.shape[:-1], np.dtype(np.float32)))
     device = _Device()
@@ -45,9 +47,17 @@ def run(problem, structures, *, poison=np.nan):
     assert tile.why_not(request) == []
     with device.installed():
         tile.forward(request, *(device.view(array) for array in (q, k, v, out, lse)))
-    for array in (out, lse):
+    results = {"out": out, "lse": lse}
+    if gradients:
+        targets = [surrounded(nan_filled(array.shape, problem.dtype)) for array in (q, k, v)]
+        with device.installed():
+            launch_sm80.backward_without_wgmma(
+                request, *(device.view(array) for array in (dout, q, k, v, out, lse, *targets))
+            )
+        results |= zip(("dq", "dk", "dv"), targets, strict=True)
+    for array in results.values():
         assert_margins_untouched(array)
-    return {"out": out, "lse": lse}
+    return results
 
 
 class _Device:
@@ -62,6 +72,7 @@ class _Device:
         with (
             mock.patch.object(tile, "has_wgmma", lambda device: False),
             mock.patch.multiple(prepared, **kernels),
+            mock.patch.multiple(statistics, **kernels),
             mock.patch.multiple(
                 launch_sm80,
                 **kernels,
@@ -72,6 +83,7 @@ class _Device:
                 schedule,
                 upload=lambda device, *arrays: tuple(self.view(array) for array in arrays),
                 _LISTS=weakref.WeakKeyDictionary(),
+                _KEY_LISTS=weakref.WeakKeyDictionary(),
             ),
         ):
             yield

@@ -30,6 +30,7 @@ from ..device import fragments, lanes
 from ..device.exact_gradients import exact_gradients
 from ..device.row_results import result_tools
 from ..device.shared_rows import lane_offset, row_tools
+from ..device.tile_gradients import gradient_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
 from .shape_sm80 import GradientShape
@@ -44,14 +45,14 @@ BACKWARD_SIGNATURE = types.void(
     *[types.int32] * 6,  # own heads, group, own rows, others, head_dim, value_dim
     *[types.int64] * 6,  # own first and second part, the others', first and second gradient (0: not wanted)
     *[types.int64] * 18,  # (batch, head, row) strides of these in bytes, multiples of 16
-    *[types.float32] * 2,  # scale * log2(e), scale
+    *[types.float32] * 2,  # abs(scale) * log2(e), scale
 )
 
 
 @functools.cache
 def make_backward(shape: GradientShape) -> Callable[..., None]:
     """The kernel's Python source, closed over compile-time numbers (compiled by ``launch.py``)."""
-    kind, depth, width, masked = shape.kind, shape.depth, shape.width, shape.masked
+    kind, depth, width, masked, negate = shape.kind, shape.depth, shape.width, shape.masked, shape.negate
     by_keys, first_wanted, second_wanted = shape.by_keys, shape.first, shape.second
     rows, row_tiles, columns, stay = shape.rows, shape.row_tiles, shape.columns, shape.stay
     half_bits, step_bits = (TILE // rows).bit_length() - 1, shape.steps.bit_length() - 1
@@ -69,31 +70,32 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
     first_left_count = depth // 16 * left_step if stay else left_step
     second_left_count = width // 16 * left_step if stay and first_wanted else left_step
     words = right_count(max(depth if first_wanted else 0, width if second_wanted else 0))
+    sign = -1.0 if negate else 1.0
     entry_bytes, tile_at, mask_at = (16, 4, 8) if by_keys else (8, 0, 4)
 
     place_of, own_thread = fragments.place_of, fragments.own_thread
     room = fragments.large_room(shape.shared_bytes)
-    any_lane, sync_warp, fma_float32 = fragments.any_lane, fragments.sync_warp, fragments.fma_float32
-    load_first = left_loader(depth, first_bytes, row_tiles, negate=False)
+    any_lane, sync_warp = fragments.any_lane, fragments.sync_warp
+    load_first = left_loader(depth, first_bytes, row_tiles, negate=negate)
     load_second = left_loader(width, second_bytes, row_tiles, negate=False)
     score = product_with_rows(
-        kind, depth, columns, first_bytes, first_bytes, row_tiles, stay=stay, negate=False
+        kind, depth, columns, first_bytes, first_bytes, row_tiles, stay=stay, negate=negate
     )
     slope = product_with_rows(
         kind, width, columns, second_bytes, second_bytes, row_tiles, stay=stay, negate=False
     )
     add_first = product_with_columns(kind, depth, columns, first_bytes, row_tiles)
     add_second = product_with_columns(kind, width, columns, second_bytes, row_tiles)
-    mask_scores, pack = softmax_tools(kind, columns, width).mask, softmax_tools(kind, columns, width).pack
+    mask_scores = softmax_tools(kind, columns, width).mask
+    weigh, differentiate, pack = gradient_tools(kind, columns, by_column=by_keys)
     blemish_of_first, blemish_of_second = result_tools(depth).blemish, result_tools(width).blemish
     own_piece, copy_rows, store_first = row_tools(kind, depth, shape.threads, result_bytes)
     store_second = row_tools(kind, width, shape.threads, result_bytes).store_rows
     compute_exactly = exact_gradients(
         kind, depth, width, by_keys=by_keys, first=first_wanted, second=second_wanted
     )
-    exp2_float32, from_lane = lanes.exp2("float32"), lanes.from_lane
+    from_lane, copy_chunk = lanes.from_lane, lanes.copy_chunk
     load_int32, load_int64, load_float32 = lanes.load_int32, lanes.load_int64, lanes.load_element("float32")
-    load_pairs, copy_chunk = lanes.load_shared_chunk("float32"), lanes.copy_chunk
     commit, wait = lanes.commit_copies, lanes.wait_for_copies(0)
 
     @cuda.jit(device=True, inline="always")
@@ -161,46 +163,6 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         return int32(word >> ((columns // 2) * (part & (64 // columns - 1))))
 
     @cuda.jit(device=True, inline="always")
-    def shift_scores(scores, fixed, here, factor):
-        """Scores to logarithms of weights, base 2."""
-        if by_keys:
-            quad = cuda.local.array(4, float32)
-            at = place_of(here + (pairs_at + 16 * (int32(own_thread()) & 3)))
-            for i in range(columns // 8):
-                load_pairs(place_of(at + 64 * i), quad, 0)
-                for e in range(4):
-                    scores[4 * i + e] = fma_float32(scores[4 * i + e], factor, -quad[2 * (e & 1)])
-        else:
-            for i in range(columns // 8):
-                for e in range(4):
-                    scores[4 * i + e] = fma_float32(scores[4 * i + e], factor, -fixed[e >> 1])
-
-    @cuda.jit(device=True, inline="always")
-    def weigh(scores, fixed, here, factor, partial, word):
-        """Scores to weights."""
-        shift_scores(scores, fixed, here, factor)
-        if masked:
-            if partial:
-                mask_scores(scores, word, word)
-        for e in range(score_count):
-            scores[e] = exp2_float32(scores[e])
-
-    @cuda.jit(device=True, inline="always")
-    def differentiate(weights, slopes, fixed, here):
-        """Slopes of weights to those of scores."""
-        if by_keys:
-            quad = cuda.local.array(4, float32)
-            at = place_of(here + (pairs_at + 16 * (int32(own_thread()) & 3)))
-            for i in range(columns // 8):
-                load_pairs(place_of(at + 64 * i), quad, 0)
-                for e in range(4):
-                    slopes[4 * i + e] = weights[4 * i + e] * (slopes[4 * i + e] - quad[2 * (e & 1) + 1])
-        else:
-            for i in range(columns // 8):
-                for e in range(4):
-                    slopes[4 * i + e] = weights[4 * i + e] * (slopes[4 * i + e] - fixed[2 + (e >> 1)])
-
-    @cuda.jit(device=True, inline="always")
     def read_fixed(fixed, pairs_from, row):
         """Both numbers of a thread's upper row, `row`, and of its lower one."""
         for lower in range(2):
@@ -250,7 +212,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                         (head_dim, value_dim),
                         (pairs_from if by_keys else pairs_from + PAIR_BYTES * number, pairs_head),
                         (lists, masks, count, int32(local >> 6), int32(local & 63)),
-                        factor,
+                        factor * float32(sign),
                         scale,
                     )
 
@@ -380,9 +342,16 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             others_first = place_of(here + lane_offset(first_bytes))
             others_second = place_of(here + (second_at + lane_offset(second_bytes)))
             score(scores, more_scores, first_left, right, first_rows, others_first)
-            weigh(scores, fixed, here, factor, partial, word)
+            if masked:
+                if partial:
+                    mask_scores(scores, word, word)
+                    if row_tiles == 2:
+                        mask_scores(more_scores, more_word, more_word)
+            # By keys, of this lane's first column.
+            pairs_here = place_of(here + (pairs_at + 16 * (int32(own_thread()) & 3)))
+            weigh(scores, factor, fixed, pairs_here)
             if row_tiles == 2:
-                weigh(more_scores, more_fixed, here, factor, partial, more_word)
+                weigh(more_scores, factor, more_fixed, pairs_here)
             if second_wanted:
                 pack(scores, packed)
                 if row_tiles == 2:
@@ -394,10 +363,10 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                 for i in range(more_score_count):
                     more_slopes[i] = float32(0.0)
                 slope(slopes, more_slopes, second_left, right, second_rows, others_second)
-                differentiate(scores, slopes, fixed, here)
+                differentiate(scores, slopes, fixed, pairs_here)
                 pack(slopes, packed)
                 if row_tiles == 2:
-                    differentiate(more_scores, more_slopes, more_fixed, here)
+                    differentiate(more_scores, more_slopes, more_fixed, pairs_here)
                     pack(more_slopes, more_packed)
                 add_first(first_sums, more_first_sums, packed, more_packed, right, others_first)
             here, there = there, here

@@ -187,6 +187,8 @@ class GradientShape:
     stay : bool
     masked : bool
         Whether some tiles are partial.
+    negate : bool
+        Whether the scale is negative: then q is negated, or k by keys, and the kernel's scale is positive.
     """
 
     kind: str
@@ -200,6 +202,7 @@ class GradientShape:
     columns: int
     stay: bool
     masked: bool
+    negate: bool
 
     @property
     def threads(self) -> int:
@@ -252,19 +255,23 @@ class GradientShape:
         return max(self.ring_at + 2 * self.buffer, self.rows * self.result_row) + _LINE
 
 
-def gradient_shapes(kind: str, head_dim: int, value_dim: int, *, masked: bool) -> tuple[GradientShape, ...]:
+def gradient_shapes(
+    kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool
+) -> tuple[GradientShape, ...]:
     """The kernels for a kind of call: dq, then dk and dv, together or one after the other.
 
     Examples
     --------
-    >>> [(shape.first, shape.second) for shape in gradient_shapes("float16", 128, 80, masked=True)]
-    [(True, False), (True, True)]
-    >>> [(shape.first, shape.second) for shape in gradient_shapes("float16", 192, 128, masked=True)]
-    [(True, False), (True, False), (False, True)]
+    >>> shapes = gradient_shapes("float16", 128, 80, masked=True, negate=False)
+    >>> [(shape.by_keys, shape.first, shape.second) for shape in shapes]
+    [(False, True, False), (True, True, True)]
+    >>> shapes = gradient_shapes("float16", 192, 128, masked=True, negate=False)
+    >>> [(shape.by_keys, shape.first, shape.second) for shape in shapes]
+    [(False, True, False), (True, True, False), (True, False, True)]
     """
     depth, width, widest = _padded(head_dim, value_dim)
     wanted = [(True, True)] if depth + width <= _MOST_SUMS else [(True, False), (False, True)]
     return (
-        GradientShape(kind, depth, width, False, True, False, *_BY_QUERIES[widest], masked),
-        *(GradientShape(kind, depth, width, True, *one, *_BY_KEYS[widest], masked) for one in wanted),
+        GradientShape(kind, depth, width, False, True, False, *_BY_QUERIES[widest], masked, negate),
+        *(GradientShape(kind, depth, width, True, *one, *_BY_KEYS[widest], masked, negate) for one in wanted),
     )
