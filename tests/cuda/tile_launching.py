@@ -37,7 +37,9 @@ WRITES = {make_forward: (1, 11), make_copy: (1,), make_statistics: (3,), make_ba
 
 
 def run(problem, structures, *, poison=np.nan, gradients=False):
-    """ "out" and "lse", and gradients; `poison` in rows that no pair needs, NaN in outputs and around them."""
+    """ "out", "lse" and, if asked for, gradients; `poison` in rows that no pair needs, NaN in outputs and
+    around them.
+    """
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
     out = surrounded(nan_filled((*q.shape[:-1], v.shape[-1]), problem.dtype))

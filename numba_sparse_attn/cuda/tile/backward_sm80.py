@@ -14,8 +14,9 @@ Rows beyond the last, and columns beyond the dimensions, are filled with zeros; 
 Gradients that are not finite are computed again by ``device/exact_gradients.py``, from selected pairs.
 
 Work is a list of int64 quadruples (entry << 32 | tile row, tiles, address of their list, address of the masks
-in lane order), longest first; a block has one or, if it has 64 rows, half of one. A list is of int32 pairs
-(column, mask); by keys of quadruples (head in the group, row, mask, 0), and entry is batch * key heads + head.
+in lane order), longest first; a block has one or, if it has 64 rows, half of one. Entry is batch * heads +
+head, of own rows. A list is of int32 pairs (column, mask); by keys of quadruples (head in the group, tile
+row, mask, 0).
 """
 
 from __future__ import annotations
@@ -99,16 +100,25 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
     commit, wait = lanes.commit_copies, lanes.wait_for_copies(0)
 
     @cuda.jit(device=True, inline="always")
+    def own_address(work):
+        """Where a block's item is."""
+        return work + 32 * int64(int32(cuda.blockIdx.x) >> half_bits)
+
+    @cuda.jit(device=True, inline="always")
+    def own_half():
+        """Number of a block's first row in its tile."""
+        return int32((int32(cuda.blockIdx.x) & ((1 << half_bits) - 1)) * rows)
+
+    @cuda.jit(device=True, inline="always")
     def own_item(work, heads):
         """(entry, batch, head, first row, number of entries, their list, masks) of a block."""
-        block = int32(cuda.blockIdx.x)
-        item = work + 32 * int64(block >> half_bits)
+        item = own_address(work)
         place = load_int64(item)
         # From a shuffle, so that the compiler knows that it is the same for the whole warp.
         count = int32(from_lane(int32(load_int64(item + 8)), 0))
         entry = int32(place >> 32)
         batch = int32(entry // heads)
-        first_row = int32(int32(place) * TILE + (block & ((1 << half_bits) - 1)) * rows)
+        first_row = int32(int32(place) * TILE + own_half())
         return (
             entry, batch, int32(entry - batch * heads), first_row, count,
             load_int64(item + 16), load_int64(item + 24),
@@ -129,9 +139,11 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         return pairs + int64(entry) * size, size
 
     @cuda.jit(device=True, inline="always")
-    def copy_step(target, lists, step, first_matrix, second_matrix, pairs_from, pairs_head, n_other):
-        """Queue copies of the others that a step is about."""
-        entry = lists + entry_bytes * int64(step >> step_bits)
+    def copy_step(target, step, first_matrix, second_matrix, work, pairs, group, n_other):
+        """Queue copies of the others that a step is about; returns the number of their mask."""
+        # Addresses are asked for in every step: what is kept over the loop takes registers from it.
+        item = own_address(work)
+        entry = load_int64(item + 16) + entry_bytes * int64(step >> step_bits)
         first_from, first_home, first_head, first_stride, first_size = first_matrix
         second_from, second_home, second_head, second_stride, second_size = second_matrix
         row = int32(load_int32(entry + tile_at) * TILE + (step & ((1 << step_bits) - 1)) * columns)
@@ -143,6 +155,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             second_start += member * second_head
             thread = int32(own_thread())
             if thread < columns * PAIR_BYTES // 16:
+                pairs_from, pairs_head = pairs_of(
+                    pairs, int32(load_int64(item) >> 32), group, int32(0), n_other
+                )
                 start = pairs_from + member * pairs_head + PAIR_BYTES * int64(row) + 16 * thread
                 copy_chunk(place_of(target + pairs_at + 16 * thread), start, int32(16))
         present = int32(n_other - row)
@@ -154,6 +169,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             place_of(target + second_at), second_start, second_home, second_stride, columns, second_pieces,
             second_bytes, present, second_size,
         )  # fmt: skip
+        return from_lane(load_int32(entry + mask_at), 0) if masked else int32(FULL)
 
     @cuda.jit(device=True, inline="always")
     def mask_word(masks, mask, slot, step):
@@ -232,7 +248,6 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         second_from = other_second + int64(batch) * second_batch + int64(other_head) * second_head
         first_matrix = own_piece(first_from, first_row), other_first, first_head, first_row, first_size
         second_matrix = own_piece(second_from, second_row), other_second, second_head, second_row, second_size
-        pairs_from, pairs_head = pairs_of(pairs, entry, group, n_own, n_other)
         end = int32(count << step_bits)
 
         base = room()
@@ -250,10 +265,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                 place_of(base + own_second_at), own_piece(start, own_second_row), own_second, own_second_row,
                 rows, second_pieces, second_bytes, n_own - begin, second_size,
             )  # fmt: skip
+        mask = int32(FULL)
         if end > 0:
-            copy_step(
-                ring, lists, int32(0), first_matrix, second_matrix, pairs_from, pairs_head, n_other
-            )
+            mask = copy_step(ring, int32(0), first_matrix, second_matrix, work, pairs, group, n_other)
         commit()
 
         own_row = own_rows_of_warp()
@@ -293,6 +307,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             more_second_sums[i] = float32(0.0)
         if not by_keys:
             # Pairs are padded to whole tiles, so there are some for every row.
+            pairs_from, _ = pairs_of(pairs, entry, group, n_own, n_other)
             upper = int32(begin + own_row + ((int32(own_thread()) & 31) >> 2))
             read_fixed(fixed, pairs_from, upper)
             if row_tiles == 2:
@@ -304,9 +319,6 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             if first_wanted:
                 load_second(second_left, second_rows)
 
-        mask = int32(FULL)
-        if masked and end > 0:
-            mask = from_lane(load_int32(lists + mask_at), 0)
         here, there = ring, place_of(ring + buffer_bytes)
         step = int32(0)
         while step < end:
@@ -317,23 +329,16 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             if masked:
                 partial = mask != FULL
                 if partial:
-                    # Addresses are asked for again: what is kept over the loop takes registers from it.
-                    masks = load_int64(work + 32 * int64(int32(cuda.blockIdx.x) >> half_bits) + 24)
+                    # Asked for again: what is kept over the loop takes registers from it.
+                    masks = load_int64(own_address(work) + 24)
                     thread = int32(own_thread())
-                    slot = int32(row_tiles * (thread & -32) + (thread & 31))
-                    slot += int32(2 * (begin & (TILE - 1)))
+                    slot = int32(row_tiles * (thread & -32) + (thread & 31) + 2 * own_half())
                     word = mask_word(masks, mask, slot, step)
                     if row_tiles == 2:
                         more_word = mask_word(masks, mask, int32(slot + 32), step)
             following = int32(step + 1)
             if following < end:
-                copy_step(
-                    there, lists, following, first_matrix, second_matrix, pairs_from, pairs_head, n_other
-                )
-                if masked:
-                    mask = from_lane(
-                        load_int32(lists + entry_bytes * int64(following >> step_bits) + mask_at), 0
-                    )
+                mask = copy_step(there, following, first_matrix, second_matrix, work, pairs, group, n_other)
             commit()
             for i in range(score_count):
                 scores[i] = float32(0.0)

@@ -270,8 +270,12 @@ def gradient_shapes(
     [(False, True, False), (True, True, False), (True, False, True)]
     """
     depth, width, widest = _padded(head_dim, value_dim)
-    wanted = [(True, True)] if depth + width <= _MOST_SUMS else [(True, False), (False, True)]
+    of_keys = [(True, True)] if depth + width <= _MOST_SUMS else [(True, False), (False, True)]
+    by_queries, by_keys = _BY_QUERIES[widest], _BY_KEYS[widest]
     return (
-        GradientShape(kind, depth, width, False, True, False, *_BY_QUERIES[widest], masked, negate),
-        *(GradientShape(kind, depth, width, True, *one, *_BY_KEYS[widest], masked, negate) for one in wanted),
+        GradientShape(kind, depth, width, False, True, False, *by_queries, masked, negate),
+        *(
+            GradientShape(kind, depth, width, True, first, second, *by_keys, masked, negate)
+            for first, second in of_keys
+        ),
     )
