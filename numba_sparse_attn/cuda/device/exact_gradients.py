@@ -44,7 +44,7 @@ def exact_gradients(
     exp2_float32, xor_lane = lanes.exp2("float32"), lanes.xor_lane
     entry_bytes, tile_at, mask_at = (16, 4, 8) if by_keys else (8, 0, 4)
 
-    def row_functions(parts):
+    def row_functions(parts: int) -> tuple[Callable[..., Any], ...]:
         @cuda.jit(device=True, inline="always")
         def read(address, size, target):
             lane = int32(cuda.threadIdx.x & 31)

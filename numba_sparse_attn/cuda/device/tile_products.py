@@ -71,7 +71,7 @@ def product_with_rows(
     load_rows = fragments.load_matrices(pairs, 16 * row_bytes, transposed=False)
     multiply = fragments.multiply(kind, pairs, 8, crossed=True)
 
-    def after(before, i):
+    def after(before: Any, i: int) -> Any:
         """One step of the depth after others."""
         first = 4 * row_tiles * i if stay else 0
 
@@ -89,7 +89,8 @@ def product_with_rows(
 
         return steps
 
-    return functools.reduce(after, range(depth // 16), None)
+    product: Callable[..., Any] = functools.reduce(after, range(depth // 16), None)
+    return product
 
 
 @functools.cache
@@ -108,7 +109,7 @@ def product_with_columns(
     multiply = fragments.multiply(kind, some_lines, 32, crossed=False)
     multiply_whole = fragments.multiply(kind, whole_lines, 32, crossed=False)
 
-    def after(before, i):
+    def after(before: Any, i: int) -> Any:
         """One step of the matrix's rows after others."""
 
         @cuda.jit(device=True, inline="always")
@@ -129,4 +130,5 @@ def product_with_columns(
 
         return steps
 
-    return functools.reduce(after, range(count // 16), None)
+    product: Callable[..., Any] = functools.reduce(after, range(count // 16), None)
+    return product
