@@ -17,6 +17,7 @@ from .api import (
     plan,
     sparse_attention,
     sparse_attention_backward,
+    vjp,
 )
 from .errors import (
     ArgumentError,
@@ -55,6 +56,7 @@ __all__ = [
     "plan",
     "sparse_attention",
     "sparse_attention_backward",
+    "vjp",
 ]
 
 #: Sub-packages that are imported when they are first used: ``import numba_sparse_attn`` stays as fast.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "plan",
     "sparse_attention",
     "sparse_attention_backward",
+    "vjp",
 ]
 
 
@@ -118,6 +120,50 @@ def sparse_attention_backward(
     True
     """
     return _plan_for(q, k, v, pattern, scale, engine).backward(dout, q, k, v, out, lse)
+
+
+def vjp(
+    q: Any,
+    k: Any,
+    v: Any,
+    pattern: Any,
+    *,
+    scale: float | None = None,
+    engine: str = "auto",
+) -> tuple[Any, Callable[[Any], tuple[Any, Any, Any]]]:
+    """Attention, and the function that takes gradients back through it: what an autodiff library needs.
+
+    Parameters
+    ----------
+    q, k, v, pattern, scale, engine
+        As in :func:`sparse_attention`. The arrays are kept, not copied: leave them and `out` as they are
+        until the last use of `pullback`.
+
+    Returns
+    -------
+    out : array (..., heads, n_q, d_v)
+        As :func:`sparse_attention` returns it.
+    pullback : callable
+        ``pullback(dout)`` returns (dq, dk, dv), the gradients of ``sum(dout * out)``, as
+        :func:`sparse_attention_backward` does, for any number of `dout`.
+
+    Examples
+    --------
+    >>> import numpy as np, numba_sparse_attn as nsa
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v, dout = rng.standard_normal((4, 2, 16, 8))
+    >>> out, pullback = nsa.vjp(q, k, v, nsa.patterns.causal(16))
+    >>> dq, dk, dv = pullback(dout)
+    >>> bool(np.isclose((dv * v).sum(), (dout * out).sum()))  # out is linear in v
+    True
+    """
+    made = _plan_for(q, k, v, pattern, scale, engine)
+    out, lse = made(q, k, v, return_lse=True)
+
+    def pullback(dout: Any) -> tuple[Any, Any, Any]:
+        return made.backward(dout, q, k, v, out, lse)
+
+    return out, pullback
 
 
 def plan(

@@ -75,7 +75,7 @@ JIT_DECORATORS = {"kernel", "inlined", "njit", "jit", "intrinsic", "overload", "
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT_FILES = sorted(
     path
-    for folder in ("numba_sparse_attn", "tests", "benchmarks", "reports")
+    for folder in ("numba_sparse_attn", "tests", "benchmarks", "reports", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
 

@@ -1,4 +1,4 @@
-"""What the instructions on fragments become, and the kernel that is made of them; needs no GPU.
+"""What the instructions on fragments become, and the kernels that are made of them; needs no GPU.
 
 By default some kernels are compiled. All of them, minutes of compiling, by
 
@@ -20,8 +20,9 @@ from numba import cuda, float32, int32, types
 
 from numba_sparse_attn.cuda.device import fragments
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
+from numba_sparse_attn.cuda.tile.backward_sm80 import BACKWARD_SIGNATURE, make_backward
 from numba_sparse_attn.cuda.tile.forward_sm80 import FORWARD_SIGNATURE, make_forward
-from numba_sparse_attn.cuda.tile.shape_sm80 import fragment_shape
+from numba_sparse_attn.cuda.tile.shape_sm80 import fragment_shape, gradient_shapes
 
 from .compiling import disassembled, instructions, ptx_of
 from .fragment_products import PRODUCTS_SIGNATURE, make_products
@@ -104,7 +105,7 @@ def test_which_words_are_multiplied(crossed):
     assert words == [[0, 1, 2, 3, *pair] for pair in pairs]
 
 
-# The kernel
+# The kernels
 
 
 def every_kernel():
@@ -120,15 +121,31 @@ def some_kernels():
         yield kinds[turn % 2], dimensions, turn % 3 > 0, turn % 4 == 3, targets[(turn + 1) % 4]
 
 
-@pytest.mark.parametrize(
-    ("kind", "dimensions", "masked", "negate", "target"),
-    list(every_kernel() if EVERYTHING else some_kernels()),
-)
-def test_registers_hold_everything(kind, dimensions, masked, negate, target):
-    shape = fragment_shape(kind, *dimensions, masked=masked, negate=negate)
+def every_gradient():
+    """The same, and which of the kernels of such a call."""
+    for case in every_kernel():
+        kind, dimensions, masked, negate, _ = case
+        for number in range(len(gradient_shapes(kind, *dimensions, masked=masked, negate=negate))):
+            yield *case, number
+
+
+def some_gradients():
+    """One by queries and one by keys for every width, and a key's value alone; types and targets in turn."""
+    yield "float16", (64, 64), False, True, "sm_80", 0
+    yield "bfloat16", (64, 64), True, True, "sm_120", 1
+    yield "float16", (128, 128), True, False, "sm_90a", 0
+    yield "bfloat16", (128, 128), True, False, "sm_80", 1
+    yield "float16", (192, 192), True, True, "sm_120", 0
+    yield "float16", (192, 192), True, False, "sm_89", 2
+    yield "bfloat16", (256, 256), False, False, "sm_80", 0
+    yield "float16", (256, 256), True, False, "sm_90a", 1
+
+
+def check_kernel(make, signature, shape, target, products):
+    """What has to be true of each: `products` is how many instructions a step takes."""
     # 1 KB is the system's.
     assert shape.shared_bytes + 1024 <= 100 << 10
-    compiled = compile_kernel(make_forward(shape), FORWARD_SIGNATURE, TARGETS[target], shape.threads)
+    compiled = compile_kernel(make(shape), signature, TARGETS[target], shape.threads)
     assert f"for '{target}'" in compiled.report
     assert "warning" not in compiled.report.lower()
     found = {key: int(value) for key, value in _REPORT.search(compiled.report).groupdict().items()}
@@ -136,12 +153,35 @@ def test_registers_hold_everything(kind, dimensions, masked, negate, target):
     # Every block has its multiprocessor's registers or half of them.
     assert found["registers"] <= 255
     code = disassembled(compiled.cubin)
-    tiles = 128 // 16 // (shape.threads // 32)
-    # Both products of a step, and nothing twice.
-    steps = shape.keys // 8 * (shape.depth // 16) + shape.width // 8 * (shape.keys // 16)
-    assert len(re.findall(r"\bHMMA\.16816\.F32", code)) == tiles * steps
+    # All products of a step, and nothing twice.
+    assert len(re.findall(r"\bHMMA\.16816\.F32", code)) == products
     assert "LDSM.16.M88.4" in code and "LDSM.16.MT88.4" in code
     assert "LDGSTS.E.BYPASS.128" in code
     # Sums stay together: no lane waits for another one between the products.
     first, last = (place(code, "HMMA") for place in (str.index, str.rindex))
     assert not re.search(r"BRA\.DIV|WARPSYNC|\bLDL\b|\bSTL\b", code[first:last])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimensions", "masked", "negate", "target"),
+    list(every_kernel() if EVERYTHING else some_kernels()),
+)
+def test_registers_hold_everything(kind, dimensions, masked, negate, target):
+    shape = fragment_shape(kind, *dimensions, masked=masked, negate=negate)
+    steps = shape.keys // 8 * (shape.depth // 16) + shape.width // 8 * (shape.keys // 16)
+    check_kernel(make_forward, FORWARD_SIGNATURE, shape, target, shape.row_tiles * steps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimensions", "masked", "negate", "target", "number"),
+    list(every_gradient() if EVERYTHING else some_gradients()),
+)
+def test_registers_hold_everything_of_gradients(kind, dimensions, masked, negate, target, number):
+    shape = gradient_shapes(kind, *dimensions, masked=masked, negate=negate)[number]
+    depth, width, columns = shape.depth, shape.width, shape.columns
+    steps = columns // 8 * (depth // 16)
+    if shape.first:
+        steps += columns // 8 * (width // 16) + depth // 8 * (columns // 16)
+    if shape.second:
+        steps += width // 8 * (columns // 16)
+    check_kernel(make_backward, BACKWARD_SIGNATURE, shape, target, shape.row_tiles * steps)
