@@ -96,6 +96,33 @@ def test_arrays_without_heads_and_lse_and_out():
     assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
 
 
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16, np.float32, np.float64])
+def test_pullback_is_the_backward_call(engine, dtype):
+    q, k, v = arrays(heads=4, n_k=9, d_v=3, dtype=dtype)
+    pattern = nsa.as_pattern(np.random.default_rng(2).random((6, 9)) < 0.5)
+    settings = {"scale": -0.7, "engine": engine}
+    out, lse = nsa.sparse_attention(q, k, v, pattern, return_lse=True, **settings)
+    found, pullback = nsa.vjp(q, k, v, pattern, **settings)
+    assert found.tobytes() == out.tobytes() and found.dtype == out.dtype
+    for dout in (out, np.ones_like(out)):  # as often as one likes
+        gradients = pullback(dout)
+        wanted = nsa.sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
+        for one, other in zip(gradients, wanted, strict=True):
+            assert one.tobytes() == other.tobytes() and one.dtype == other.dtype
+
+
+def test_pullback_refuses_what_the_backward_call_refuses():
+    q, k, v = arrays()
+    out, pullback = nsa.vjp(q, k, v, WINDOW)
+    with pytest.raises(nsa.ShapeError, match="dout with shape"):
+        pullback(out[:1])
+    with pytest.raises(nsa.DtypeError, match="dout of type float64"):
+        pullback(out.astype(np.float64))
+    flat, pullback = nsa.vjp(q[0], k[0], v[0], WINDOW)
+    assert [gradient.shape for gradient in pullback(flat)] == [q[0].shape, k[0].shape, v[0].shape]
+
+
 def test_plan_is_reusable_for_any_batch():
     q, k, v = arrays()
     plan = nsa.plan(WINDOW, heads=2, head_dim=4)

@@ -13,7 +13,7 @@ from typing import Any
 from numba import cuda, float32, int32, int64
 
 from . import lanes
-from .fragments import fma_float32
+from .fragments import fma_float32, own_thread
 
 __all__ = ["exact_gradients"]
 
@@ -47,14 +47,14 @@ def exact_gradients(
     def row_functions(parts: int) -> tuple[Callable[..., Any], ...]:
         @cuda.jit(device=True, inline="always")
         def read(address, size, target):
-            lane = int32(cuda.threadIdx.x & 31)
+            lane = int32(own_thread() & 31)
             for part in range(parts):
                 element = lane + 32 * part
                 target[part] = load(address + 2 * element) if element < size else float32(0.0)
 
         @cuda.jit(device=True, inline="always")
         def write(address, size, source, factor):
-            lane = int32(cuda.threadIdx.x & 31)
+            lane = int32(own_thread() & 31)
             for part in range(parts):
                 element = lane + 32 * part
                 if element < size:
