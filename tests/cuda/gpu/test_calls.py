@@ -81,6 +81,16 @@ def test_results_are_of_the_callers_kind(library: str, dtype: str) -> None:
     check(library, problem, results)
 
 
+@each_library
+def test_pullback_is_the_backward_call(library: str) -> None:
+    problem = problem_of()
+    q, k, v, dout = on_gpu(library, problem)
+    out, pullback = nsa.vjp(q, k, v, PATTERN, scale=problem.scale)
+    gradients = dict(zip(("dq", "dk", "dv"), pullback(dout), strict=True))
+    assert {type(value) for value in (out, *gradients.values())} == {type(q)}
+    check(library, problem, {"out": out, **gradients})
+
+
 @each_of("torch", "cupy", "numba")
 def test_out_is_written(library: str) -> None:
     problem = problem_of()
