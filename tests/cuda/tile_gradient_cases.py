@@ -34,7 +34,7 @@ def check(problem, **settings):
         (64, 40, "bfloat16"),
         (128, 128, "float16"),
         (152, 192, "bfloat16"),
-        (256, 256, "float16"),
+        (224, 32, "float16"),
     ],
 )
 def test_head_dimensions(head_dim, value_dim, dtype):
@@ -77,7 +77,7 @@ def test_scale_of_zero():
     check(random_problem(ragged(20, 40), heads=1, head_dim=32, dtype=np.float16, scale=0.0), poison=0.0)
 
 
-@pytest.mark.parametrize(("head_dim", "poison"), [(32, np.nan), (32, np.inf), (160, np.nan)])
+@pytest.mark.parametrize(("head_dim", "poison"), [(32, np.nan), (160, np.inf)])
 def test_what_no_pair_needs_reaches_no_gradient(poison, head_dim):
     """Rows whose tile has others that spoil them are computed again, with the scale's sign."""
     mask = np.zeros((70, 130), bool)
