@@ -34,17 +34,16 @@ from ..device.shared_rows import lane_offset, row_tools
 from ..device.tile_gradients import gradient_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
+from .shape import MASK_BYTES
 from .shape_sm80 import GradientShape
 from .statistics import PAIR_BYTES
 
 __all__ = ["BACKWARD_SIGNATURE", "make_backward"]
 
-_MASK_BYTES = 2 * TILE * 8
-
 BACKWARD_SIGNATURE = types.void(
     *[types.int64] * 2,  # work, pairs of statistics
     *[types.int32] * 6,  # own heads, group, own rows, others, head_dim, value_dim
-    *[types.int64] * 6,  # own first and second part, the others', first and second gradient (0: not wanted)
+    *[types.int64] * 6,  # own rows' first and second part, the others', first and second gradient
     *[types.int64] * 18,  # (batch, head, row) strides of these in bytes, multiples of 16
     *[types.float32] * 2,  # abs(scale) * log2(e), scale
 )
@@ -173,9 +172,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
 
     @cuda.jit(device=True, inline="always")
     def mask_word(masks, mask, slot, step):
-        """A thread's bits of a step, in the low half or quarter of a word."""
+        """A thread's bits of a step, lowest first."""
         part = int32(step & ((1 << step_bits) - 1))
-        word = load_int32(masks + int64(mask) * _MASK_BYTES + 8 * slot + 4 * (part * columns // 64))
+        word = load_int32(masks + int64(mask) * MASK_BYTES + 8 * slot + 4 * (part * columns // 64))
         return int32(word >> ((columns // 2) * (part & (64 // columns - 1))))
 
     @cuda.jit(device=True, inline="always")

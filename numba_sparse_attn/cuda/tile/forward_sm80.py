@@ -28,11 +28,10 @@ from ..device.row_results import result_tools
 from ..device.shared_rows import lane_offset, row_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
+from .shape import MASK_BYTES
 from .shape_sm80 import FragmentShape
 
 __all__ = ["FORWARD_SIGNATURE", "make_forward"]
-
-_MASK_BYTES = 2 * TILE * 8
 
 FORWARD_SIGNATURE = types.void(
     *[types.int64] * 2,  # work, lse (0: not wanted), contiguous
@@ -106,7 +105,7 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
     def apply_mask(scores, masks, mask, slot, step):
         """What a thread's bits of a step say."""
         part = int32(step & (steps_a_tile - 1))
-        word = load_int32(masks + int64(mask) * _MASK_BYTES + 8 * slot + 4 * (part * keys // 64))
+        word = load_int32(masks + int64(mask) * MASK_BYTES + 8 * slot + 4 * (part * keys // 64))
         if keys == 32:
             word = int32(word >> (16 * (part & 1)))
         mask_scores(scores, word, word)

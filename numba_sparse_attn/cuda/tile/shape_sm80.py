@@ -152,8 +152,8 @@ class _Gradients(NamedTuple):
     stay: bool
 
 
-#: By the wider of the two dimensions, as above: dq, and then dk and dv. Warps of 32 rows that add up dk and dv
-#: of 64 columns leave too few registers for scores of 32 others. Reasoned, not measured.
+#: By the wider of the two dimensions, as above: dq, and then dk and dv. Warps of 32 rows that add up both
+#: dk and dv leave too few registers for the scores of 32 others. Reasoned, not measured.
 _BY_QUERIES = {
     64: _Gradients(128, 2, 32, True),
     128: _Gradients(128, 1, 32, True),
