@@ -7,12 +7,14 @@ elements, and tiles, full and partial.
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import numpy as np
 import torch
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn import patterns
+from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.warp import lists
 
 
@@ -25,22 +27,34 @@ def attend(pattern, n, engine, *, heads=4, head_dim=64, dtype=torch.float16):
     assert torch.isfinite(out).all()
 
 
-def main():
-    torch.manual_seed(0)
-    n = 200
-    window = patterns.sliding_window(n, 20) | patterns.global_tokens(n, [3])
+def attend_with_tiles(window, n):
+    for head_dim in (64, 128, 192):
+        attend(window, n, "cuda-tile", head_dim=head_dim)
+        attend(patterns.full(n), n, "cuda-tile", head_dim=head_dim)
+
+
+def attend_with_warps(window, n):
     scattered = patterns.random_keys(n, per_query=20, seed=0)
     for dtype in (torch.float16, torch.float32):
         attend(window, n, "cuda-warp", dtype=dtype)
         attend(scattered, n, "cuda-warp", dtype=dtype, head_dim=33)
     attend([window, scattered, scattered, window], n, "cuda-warp")
-    if sys.argv[1:] != ["cuda-warp"] and torch.cuda.get_device_capability()[0] == 9:
-        for head_dim in (64, 128):
-            attend(window, n, "cuda-tile", head_dim=head_dim)
-            attend(patterns.full(n), n, "cuda-tile", head_dim=head_dim)
     lists.PART_KEYS = 16
     attend(nsa.as_pattern(np.ones((n, n), bool)), n, "cuda-warp")
     attend(patterns.random_keys(n, per_query=40, seed=1), n, "cuda-warp")
+
+
+def main():
+    torch.manual_seed(0)
+    n = 200
+    window = patterns.sliding_window(n, 20) | patterns.global_tokens(n, [3])
+    if sys.argv[1] in ("all", "mma.sync"):
+        with mock.patch.object(tile, "has_wgmma", lambda device: False):
+            attend_with_tiles(window, n)
+    if sys.argv[1] == "all" and torch.cuda.get_device_capability()[0] == 9:
+        attend_with_tiles(window, n)
+    if sys.argv[1] in ("all", "cuda-warp"):
+        attend_with_warps(window, n)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ pytestmark = pytest.mark.gpu
 CASES = Path(__file__).with_name("sanitized.py")
 
 
-@pytest.mark.parametrize(("tool", "engines"), [("memcheck", "all"), ("racecheck", "cuda-warp")])
+@pytest.mark.parametrize(
+    ("tool", "engines"), [("memcheck", "all"), ("racecheck", "cuda-warp"), ("racecheck", "mma.sync")]
+)
 def test_nothing_is_found(tool, engines):
-    """Races are looked for in the warp engine only: the tool does not know what the copy engine orders."""
+    """Races are not looked for in Hopper's kernels: the tool does not know what the copy engine orders."""
     program = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"
     )
