@@ -17,7 +17,7 @@ from ..view import DeviceView
 from .backward_sm80 import BACKWARD_SIGNATURE, make_backward
 from .forward_sm80 import FORWARD_SIGNATURE, make_forward
 from .operands import Operand, parts_of
-from .prepared import factor_of, queue_copy
+from .prepared import factor_of, queue_copy, tiles_of
 from .schedule import key_schedule_of, schedule_of
 from .shape_sm80 import fragment_shape, gradient_shapes
 from .statistics import prepare_statistics, with_columns
@@ -139,7 +139,7 @@ def _queue_forward(
 
 def _structures(request: Request) -> tuple[tuple[Tiles, ...], bool]:
     """The tiles of a call, and whether some are partial."""
-    structures = tuple(tiles for tiles in request.structures if isinstance(tiles, Tiles))
+    structures = tiles_of(request)
     return structures, any(tiles.partial_count for tiles in structures)
 
 
