@@ -10,6 +10,16 @@ take turns: with barriers that did, a tenth of all tiles of 16,384 tokens took 0
 Two blocks a multiprocessor, each with half of the registers and no product under way while it computes
 weights, were no cure for the short products of head dimension 64: 0.669 instead of 0.653 ms.
 
+There a step of a warp is a chain of 2170 cycles, of which products are 1024 for both warpgroups:
+exponentials 680, maxima 330, starting products 175, packing 130, the wait for scores 125, branches and
+barriers most of the rest; no unit is busy for half of the time (4096 tokens, 64 heads, float16: 0.627 ms;
+cuDNN 0.578 ms). Not faster: scores started two steps ahead, which 240 registers allow in steps of 64 keys
+(0.83 ms, and at head dimension 128 0.97 instead of 0.87 ms: what a step costs beside its keys is paid twice);
+a quarter of the exponentials by polynomials (0.70 ms); maxima as a tree, and the first step like all others
+(0.626 ms; at 128 0.81 instead of 0.87 ms with full tiles, but a window of 256 0.198 instead of 0.172 ms).
+Packing weights while the next exponentials are computed came to nothing: the assembler moves it behind the
+wait.
+
 Keys beyond the last, and columns beyond the head dimension, arrive as zeros from the copy engine; masks have
 no bits there. Rows and columns beyond the results are dropped by it.
 
