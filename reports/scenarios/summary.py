@@ -232,7 +232,8 @@ def _logits_sections(rows: Sequence[Row]) -> list[str]:
         f"{kind} error{whose}" for kind in ("max", "rms") for whose in ("", ", oracle", ", Transformers")
     ]
     return [
-        "Against Transformers' float64 logits of the same file. Beside our error stand those of our model "
+        "Against Transformers' float64 logits of the same file, with the angles of its rotary embedding in "
+        "float64 as well, which it computes in float32 by itself. Beside our error stand those of our model "
         "with the oracle for attention, and of Transformers' float32.",
         markdown_table(["document", "length", "tokens", "spread of logits", *errors], lines),
     ]

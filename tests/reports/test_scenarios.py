@@ -206,9 +206,6 @@ def test_published_logits_choose_the_same_tokens() -> None:
     assert all(row["same_tokens"] and row["same_best"] == 1.0 for row in rows)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="our products with the weights round twice as much as Transformers' do"
-)
 def test_published_logits_are_within_the_budget() -> None:
     """Twice the error of other computations in single precision.
 
