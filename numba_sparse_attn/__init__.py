@@ -27,8 +27,10 @@ from .errors import (
     ShapeError,
     SparseAttentionError,
 )
+from .merging import merge, merge_backward
 from .patterns import HeadPatterns, Pattern, as_pattern
 from .planner import Plan
+from .weights import attention_weights
 
 if TYPE_CHECKING:
     from . import analysis as analysis
@@ -48,8 +50,11 @@ __all__ = [
     "ShapeError",
     "SparseAttentionError",
     "as_pattern",
+    "attention_weights",
     "create_sparse_mask",
     "get_sparse_indices",
+    "merge",
+    "merge_backward",
     "patterns",
     "plan",
     "sparse_attention",

@@ -61,7 +61,11 @@ ALLOWED = {
     "plot": HOST | {"patterns", "planner", "api"},
     # A result of analysis can draw itself, so it knows plot; plot draws numbers and knows no analysis.
     "analysis": HOST | {"arrays", "patterns", "planner", "api", "plot"},
-    "__init__": HOST | {"arrays", "patterns", "planner", "api"},
+    # Results of calls are put together without looking at a pattern or an engine.
+    "merging": HOST | {"arrays"},
+    # Weights are checked like a measure of analysis, and computed by a kernel of the CPU engine.
+    "weights": HOST | {"arrays", "patterns", "analysis", "cpu"},
+    "__init__": HOST | {"arrays", "patterns", "planner", "api", "merging", "weights"},
     "testing": HOST | {"arrays", "patterns", "planner", "api", "reference"},
 }
 ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference"}
