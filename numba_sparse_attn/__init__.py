@@ -34,6 +34,7 @@ from .weights import attention_weights
 
 if TYPE_CHECKING:
     from . import analysis as analysis
+    from . import dynamic as dynamic
     from . import plot as plot
 
 __version__ = "0.1.0"
@@ -62,7 +63,7 @@ __all__ = [
 ]
 
 #: Sub-packages that are imported when they are first used: ``import numba_sparse_attn`` stays as fast.
-_LAZY = ("analysis", "plot")
+_LAZY = ("analysis", "dynamic", "plot")
 
 
 def __getattr__(name: str) -> Any:
