@@ -16,6 +16,8 @@ __all__ = ["best_of_panels", "for_each_panel", "largest", "softmax_rows"]
 _SCORES = 1 << 22
 #: Rows of a panel: beyond that a product gets no faster.
 _ROWS = 256
+#: Scores that are passed over at once where none of them is large enough.
+_RUN = 64
 
 
 def for_each_panel(
@@ -92,7 +94,7 @@ def best_of_panels(
 def _largest(scores, limits, budgets, chosen):
     """A heap of the best so far, its worst on top; a second pass over the row lists them in order."""
     width = chosen.shape[1]
-    values = np.empty(width)
+    values = np.empty(width, scores.dtype)
     places = np.empty(width, np.int32)
     for row in range(len(scores)):
         limit = limits[row]
@@ -108,27 +110,47 @@ def _largest(scores, limits, budgets, chosen):
                 places[place] = place
             for root in range(count // 2 - 1, -1, -1):
                 _sift_down(values, places, root, count)
-            for place in range(count, limit):
-                value = _rank(scores[row, place])
-                # An equal score later in the row is worse than any that is in.
-                if value > values[0]:
-                    values[0] = value
-                    places[0] = place
-                    _sift_down(values, places, 0, count)
+            for begin in range(count, limit, _RUN):
+                end = min(begin + _RUN, limit)
+                if not _any_from(scores, row, begin, end, values[0], False):
+                    continue
+                for place in range(begin, end):
+                    # NaN is larger than nothing; an equal score later in the row is worse than any that is in.
+                    if scores[row, place] > values[0]:
+                        values[0] = scores[row, place]
+                        places[0] = place
+                        _sift_down(values, places, 0, count)
             worst = values[0]
             last = places[0]
-            for place in range(limit):
-                value = _rank(scores[row, place])
-                if value > worst or (value == worst and place <= last):
-                    chosen[row, written] = place
-                    written += 1
+            for begin in range(0, limit, _RUN):
+                end = min(begin + _RUN, limit)
+                if worst > -np.inf and not _any_from(scores, row, begin, end, worst, True):
+                    continue
+                for place in range(begin, end):
+                    value = _rank(scores[row, place])
+                    if value > worst or (value == worst and place <= last):
+                        chosen[row, written] = place
+                        written += 1
         for rest in range(written, width):
             chosen[row, rest] = -1
 
 
 @inlined
+def _any_from(scores, row, begin, end, bound, equal):
+    """Whether a score passes `bound`. Counting, unlike leaving at the first, is done on whole vectors."""
+    found = 0
+    if equal:
+        for place in range(begin, end):
+            found += scores[row, place] >= bound
+    else:
+        for place in range(begin, end):
+            found += scores[row, place] > bound
+    return found > 0
+
+
+@inlined
 def _rank(score):
-    return np.float64(score) if score == score else -np.inf
+    return score if score == score else -np.inf
 
 
 @inlined
