@@ -1,4 +1,4 @@
-"""Parts of attention put together equal one call, forward and backward, whatever a part without keys holds."""
+"""Parts of attention put together equal one call, forward and backward, whatever empty parts hold."""
 
 from __future__ import annotations
 

@@ -21,6 +21,11 @@ How this package is built:
 
 from __future__ import annotations
 
+from .adaptive import adaptive
+from .block_top_k import block_top_k
+from .moba import moba
+from .quest import quest
+from .threshold import threshold
 from .top_k import top_k
 
-__all__ = ["top_k"]
+__all__ = ["adaptive", "block_top_k", "moba", "quest", "threshold", "top_k"]

@@ -1,4 +1,4 @@
-"""What every selection does first: check q and k, and say which keys a query may see; and last: a pattern a head."""
+"""What every selection does first, check q and k, and what it does last, stack a pattern a head."""
 
 from __future__ import annotations
 
@@ -155,14 +155,10 @@ class Call:
         wide = array.astype(self.q.dtype)
         return np.broadcast_to(wide, (self.heads, *wide.shape[wide.ndim - len(shape) :]))
 
-    def stack(
-        self, select: Callable[[int, int], Pattern], *, shared: bool = False
-    ) -> Pattern | HeadPatterns:
+    def stack(self, select: Callable[[int, int], Pattern], *, shared: bool = False) -> Pattern | HeadPatterns:
         """The pattern of every head, ``select(batch, head)``; with `shared` one for each key head."""
         step = self.group if shared else 1
-        made = [
-            select(batch, head) for batch in range(len(self.q)) for head in range(0, self.heads, step)
-        ]
+        made = [select(batch, head) for batch in range(len(self.q)) for head in range(0, self.heads, step)]
         if self.flat:
             return made[0]
         index = np.repeat(np.arange(len(made)), step).reshape(*self.lead, self.heads)

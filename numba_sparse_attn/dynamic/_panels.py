@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..jit import for_each, inlined, kernel
 from ._call import Floats, Integers
 
-__all__ = ["best_of_panels", "for_each_panel", "largest", "softmax_rows"]
+__all__ = ["best_of_panels", "for_each_panel", "for_each_rows", "largest", "scores_of", "softmax_rows"]
 
 #: Scores of a panel: 16 MiB in float32, one for each thread.
 _SCORES = 1 << 22
@@ -29,21 +29,29 @@ def for_each_panel(
     ----------
     queries, keys : [n_q, d], [n_k, d]
     limits : int64 [n_q]
-        Keys that count for each query, ascending: the scores end with the panel's largest.
+        Keys that count for each query: the scores end with the panel's largest.
     work : callable
         May write to the scores.
     """
-    step = max(1, min(_ROWS, _SCORES // max(1, len(keys))))
-    columns = keys.T
+    for_each_rows(
+        len(queries), len(keys), lambda rows: work(rows, scores_of(queries[rows], keys, limits[rows]))
+    )
 
-    def panel(begin: int, worker: int) -> None:
-        rows = slice(begin, min(begin + step, len(queries)))
-        # Keys may hold NaN and infinity; what comes of them is looked at by who ranks the scores.
-        with np.errstate(all="ignore"):
-            work(rows, queries[rows] @ columns[:, : limits[rows.stop - 1]])
 
-    # The last panels see most keys in causal patterns: they start first, so that threads end together.
-    for_each(panel, reversed(range(0, len(queries), step)))
+def for_each_rows(rows: int, columns: int, work: Callable[[slice], None]) -> None:
+    """Call `work` with slices of a number of rows, few enough to hold scores with `columns` keys."""
+    step = max(1, min(_ROWS, _SCORES // max(1, columns)))
+    # The last queries see most keys in causal patterns: they start first, so that threads end together.
+    for_each(
+        lambda begin, worker: work(slice(begin, min(begin + step, rows))), reversed(range(0, rows, step))
+    )
+
+
+def scores_of(queries: Floats, keys: Floats, limits: Integers) -> Floats:
+    """``queries @ keys.T`` with as many keys as any of the queries may see."""
+    # Keys may hold NaN and infinity; what comes of them is looked at by who ranks the scores.
+    with np.errstate(all="ignore"):
+        return np.asarray(queries @ keys[: limits.max(initial=0)].T)
 
 
 def softmax_rows(scores: Floats, limits: Integers) -> Floats:
@@ -115,7 +123,7 @@ def _largest(scores, limits, budgets, chosen):
                 if not _any_from(scores, row, begin, end, values[0], False):
                     continue
                 for place in range(begin, end):
-                    # NaN is larger than nothing; an equal score later in the row is worse than any that is in.
+                    # NaN is larger than nothing; an equal score later in the row ranks below all that are in.
                     if scores[row, place] > values[0]:
                         values[0] = scores[row, place]
                         places[0] = place

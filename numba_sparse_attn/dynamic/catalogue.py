@@ -42,7 +42,7 @@ class Case:
     seed: int = 0
 
     def arrays(self) -> tuple[Array, Array]:
-        """q and k: noise around a topic, which changes along the sequence, so that there is something to find."""
+        """q and k: noise around a topic that changes along the sequence: there is something to find."""
         length = max(self.n_q, self.n_k)
         topics = 2.0 * normals(self.seed, (_TOPICS, self.head_dim))
         drawn = normals(self.seed + 1, (-(-length // _SEGMENT),))
@@ -81,7 +81,8 @@ class Entry:
 
     def patterns(self, case: Case) -> list[Pattern]:
         """What the function selects in a case, head by head."""
-        return list(self.select(*case.arrays(), **case.arguments))
+        made = self.select(*case.arrays(), **case.arguments)
+        return [made] if isinstance(made, Pattern) else list(made)
 
     def brute_force(self, case: Case) -> Mask:
         """The masks of all heads by definition, ``[heads, n_q, n_k]``."""
@@ -125,16 +126,17 @@ def entry(
 def by_head(dense: Callable[..., Mask], *of_head: str) -> Callable[..., Mask]:
     """A definition for one head, ``dense(q [n_q, d], k [n_k, d], **arguments)``, as one for all heads.
 
-    Arguments named in `of_head` have a value, or a row, for every head, unless they are numbers.
+    Arguments named in `of_head` may have a value for every head; one with two axes or more always has.
     """
+
+    def one(name: str, value: Any, head: int) -> Any:
+        per_head = name in of_head and (isinstance(value, list) or np.ndim(value) > 1)
+        return value[head] if per_head else value
 
     def all_heads(q: Array, k: Array, **arguments: Any) -> Mask:
         masks = []
         for head in range(len(q)):
-            mine = {
-                name: value[head] if name in of_head and np.ndim(value) else value
-                for name, value in arguments.items()
-            }
+            mine = {name: one(name, value, head) for name, value in arguments.items()}
             masks.append(dense(q[head], k[head * len(k) // len(q)], **mine))
         return np.stack(masks)
 
