@@ -27,7 +27,7 @@ from .errors import (
     ShapeError,
     SparseAttentionError,
 )
-from .merging import merge, merge_backward
+from .merging import gated_sum, gated_sum_backward, merge, merge_backward
 from .patterns import HeadPatterns, Pattern, as_pattern
 from .planner import Plan
 from .weights import attention_weights
@@ -53,6 +53,8 @@ __all__ = [
     "as_pattern",
     "attention_weights",
     "create_sparse_mask",
+    "gated_sum",
+    "gated_sum_backward",
     "get_sparse_indices",
     "merge",
     "merge_backward",

@@ -1,7 +1,8 @@
 """Results of several calls put together: attention over the union of their keys, with gradients.
 
 Attention over keys A and B is a mean of attention over A and over B, whose weights follow from the two
-logarithms of the sums of exp(score). That is how keys are split over calls, machines or caches.
+logarithms of the sums of exp(score). That is how keys are split over calls, machines or caches. Branches
+that a model weighs itself are added up with its gates.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import check_dtype, check_gradient, host_array
-from .errors import ArgumentError, ShapeError
+from .errors import ArgumentError, DtypeError, ShapeError
 
-__all__ = ["merge", "merge_backward"]
+__all__ = ["gated_sum", "gated_sum_backward", "merge", "merge_backward"]
 
 Array = npt.NDArray[Any]
 
@@ -121,15 +122,94 @@ def merge_backward(
     return douts, dlses
 
 
-def _checked(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[list[Array], list[Array]]:
-    """The parts as NumPy arrays that fit each other."""
+def gated_sum(outs: Sequence[Any], gates: Any) -> Array:
+    """``sum over branches b of gates[..., b] * outs[b]``, as branches of attention are added up.
+
+    Parameters
+    ----------
+    outs : sequence of arrays (..., n_q, d_v), or one array with the branches along a leading axis
+    gates : array (..., n_q, branches)
+        A factor for every query and branch, in the type of `outs`.
+
+    Returns
+    -------
+    array (..., n_q, d_v)
+        In the type of `outs`; summed in float32, or float64 for float64.
+
+    Examples
+    --------
+    >>> import numpy as np, numba_sparse_attn as nsa
+    >>> gates = np.array([[1.0, 0.5], [0.0, 1.0]])
+    >>> nsa.gated_sum([np.ones((2, 1)), np.full((2, 1), 4.0)], gates)[:, 0].tolist()
+    [3.0, 4.0]
+    """
+    parts, factors, kind = _gated(outs, gates)
+    out = np.zeros(parts[0].shape, kind)
+    for number, part in enumerate(parts):
+        out += factors[..., number, None] * part
+    return out.astype(parts[0].dtype, copy=False)
+
+
+def gated_sum_backward(dout: Any, outs: Sequence[Any], gates: Any) -> tuple[list[Array], Array]:
+    """Gradients of :func:`gated_sum` with respect to the branches and the gates.
+
+    Parameters
+    ----------
+    dout : array (..., n_q, d_v)
+        Gradient of a scalar with respect to the sum.
+    outs, gates
+        As in the forward call.
+
+    Returns
+    -------
+    douts : list of arrays (..., n_q, d_v)
+        What :func:`sparse_attention_backward` takes as `dout` for every branch.
+    dgates : array (..., n_q, branches)
+
+    Examples
+    --------
+    >>> import numpy as np, numba_sparse_attn as nsa
+    >>> douts, dgates = nsa.gated_sum_backward(np.ones((1, 2)), [np.full((1, 2), 3.0)], np.array([[0.5]]))
+    >>> douts[0].tolist(), dgates.tolist()
+    ([[0.5, 0.5]], [[6.0]])
+    """
+    parts, factors, kind = _gated(outs, gates)
+    shape, dtype = parts[0].shape, parts[0].dtype
+    given = check_gradient(host_array(dout, "dout"), shape, dtype, "dout").astype(kind, copy=False)
+    douts = [(factors[..., number, None] * given).astype(dtype, copy=False) for number in range(len(parts))]
+    dgates = np.stack([np.einsum("...d,...d->...", given, part.astype(kind)) for part in parts], axis=-1)
+    return douts, dgates.astype(dtype, copy=False)
+
+
+def _gated(outs: Sequence[Any], gates: Any) -> tuple[list[Array], Array, np.dtype[Any]]:
+    """Branches, gates in the type of sums, and that type."""
+    factors = host_array(gates, "gates")
+    # A branch and its gates fit each other as a part and its lse do.
+    columns = [factors[..., number] for number in range(factors.shape[-1] if factors.ndim else 0)]
+    parts, columns = _checked(outs, columns, "gates")
+    if columns[0].dtype != parts[0].dtype:
+        raise DtypeError(
+            f"gates of {columns[0].dtype.name} and outs of {parts[0].dtype.name}",
+            "one type for both",
+            f"pass gates.astype({parts[0].dtype.name!r})",
+        )
+    kind = _accumulator(parts[0], columns[0])
+    return parts, factors.astype(kind, copy=False), kind
+
+
+def _checked(
+    outs: Sequence[Any], lses: Sequence[Any], called: str = "lses"
+) -> tuple[list[Array], list[Array]]:
+    """The parts, and a number a query for each, as NumPy arrays that fit each other."""
     parts = [host_array(out, f"outs[{number}]") for number, out in enumerate(outs)]
-    sums = [host_array(lse, f"lses[{number}]") for number, lse in enumerate(lses)]
+    sums = [host_array(lse, f"{called}[{number}]") for number, lse in enumerate(lses)]
     if not parts or len(parts) != len(sums):
         raise ArgumentError(
-            f"{len(parts)} outs and {len(sums)} lses", "as many of both, at least one", "pass a pair a part"
+            f"{len(parts)} outs and {len(sums)} {called}",
+            "as many of both, at least one",
+            "pass a pair a part",
         )
-    for name, arrays, dropped in (("outs", parts, 0), ("lses", sums, 1)):
+    for name, arrays, dropped in (("outs", parts, 0), (called, sums, 1)):
         shape = parts[0].shape[: parts[0].ndim - dropped]
         for number, array in enumerate(arrays):
             check_dtype(array.dtype, f"{name}[{number}]")
@@ -137,7 +217,7 @@ def _checked(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[list[Array], lis
                 raise ShapeError(
                     f"{name}[{number}] of {array.dtype.name} with shape {array.shape} beside outs[0] of "
                     f"{parts[0].dtype.name} with shape {parts[0].shape}",
-                    "outs (..., n_q, d_v) and lses (..., n_q), the same for all parts",
+                    f"outs (..., n_q, d_v) and {called} (..., n_q), the same for all parts",
                     "make every part's call with the same queries and width of values",
                 )
     return parts, sums

@@ -23,9 +23,24 @@ from __future__ import annotations
 
 from .adaptive import adaptive
 from .block_top_k import block_top_k
+from .compression import compress, compress_backward
 from .moba import moba
+from .nsa_blocks import nsa_blocks
+from .nsa_branches import Branches, nsa_branches
 from .quest import quest
 from .threshold import threshold
 from .top_k import top_k
 
-__all__ = ["adaptive", "block_top_k", "moba", "quest", "threshold", "top_k"]
+__all__ = [
+    "Branches",
+    "adaptive",
+    "block_top_k",
+    "compress",
+    "compress_backward",
+    "moba",
+    "nsa_blocks",
+    "nsa_branches",
+    "quest",
+    "threshold",
+    "top_k",
+]
