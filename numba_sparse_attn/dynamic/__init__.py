@@ -30,6 +30,7 @@ from .nsa_branches import Branches, nsa_branches
 from .quest import quest
 from .threshold import threshold
 from .top_k import top_k
+from .vertical_slash import vertical_slash
 
 __all__ = [
     "Branches",
@@ -43,4 +44,5 @@ __all__ = [
     "quest",
     "threshold",
     "top_k",
+    "vertical_slash",
 ]

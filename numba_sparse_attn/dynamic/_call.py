@@ -14,14 +14,35 @@ import numpy.typing as npt
 from .. import arrays
 from ..errors import ArgumentError, ShapeError
 from ..formats.pieces import UNBOUNDED, make_pieces
-from ..patterns._arguments import check_flag, check_int
+from ..patterns._arguments import check_flag, check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 
-__all__ = ["Call", "Floats", "Integers"]
+__all__ = ["Call", "Floats", "Integers", "named"]
 
 Floats = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
+
+
+class _Words:
+    """Stands for an argument in the name of a pattern."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def __repr__(self) -> str:
+        return self._words
+
+
+def named(select: Callable[..., Any], **arguments: Any) -> str:
+    """The call that selects, as a pattern's name: without q and k, arrays by their shape."""
+    shown = {
+        name: value
+        if np.isscalar(value) or value is None or isinstance(value, list)
+        else _Words(f"<{' x '.join(map(str, np.shape(value)))}>" if hasattr(value, "shape") else "<layers>")
+        for name, value in arguments.items()
+    }
+    return title(select, **shown)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,14 +55,18 @@ def scores_of(queries: Floats, keys: Floats, limits: Integers) -> Floats:
 
 
 def softmax_rows(scores: Floats, limits: Integers) -> Floats:
-    """Softmax in place over the first ``limits[row]`` scores of every row; 0 elsewhere, and without keys."""
-    first = int(limits.min(initial=0))
+    """Softmax in place over the first ``limits[row]`` scores of every row; 0 elsewhere, and without keys.
+
+    A NaN score weighs nothing: one such key must not decide what a query thinks of all others.
+    """
+    first = int(limits.min(initial=scores.shape[1]))
     scores[:, first:][np.arange(first, scores.shape[1]) >= limits[:, None]] = -np.inf
+    scores[np.isnan(scores)] = -np.inf
     with np.errstate(all="ignore"):
         peak = scores.max(axis=1, keepdims=True, initial=-np.inf)
         np.exp(np.subtract(scores, peak, out=scores), out=scores)
         np.divide(scores, scores.sum(axis=1, keepdims=True), out=scores)
-    scores[limits == 0] = 0.0
+    scores[np.isneginf(peak[:, 0])] = 0.0
     return scores
 
 

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..jit import kernel
-from ..patterns._arguments import title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._call import Call, Integers
+from ._call import Call, Integers, named
 from ._seeded import normals
 from .catalogue import Array, Case, Mask, by_head, entry
 
@@ -102,7 +101,7 @@ def adaptive(
             raise ArgumentError(
                 f"tau={number!r}", "numbers between 0 and 1", "0.5 asks for a gate more open than closed"
             )
-    name = title(adaptive, weight=weight, bias=bias, tau=tau, causal=causal)
+    name = named(adaptive, weight=weight, bias=bias, tau=tau, causal=causal)
 
     def select(batch: int, head: int) -> Pattern:
         # sigma(x) > tau where x > log(tau / (1 - tau)); in float64, as it decides by one comparison.

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..patterns._arguments import title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
+from ._call import named
 from ._seeded import normals
 
 __all__ = ["SELECTIONS", "Case", "Entry", "by_head", "entry"]
@@ -90,7 +90,7 @@ class Entry:
 
     def call(self, case: Case) -> str:
         """The call as text; arrays are named by their shape."""
-        return title(self.select, **case.arguments).replace("(", "(q, k, ", 1)
+        return named(self.select, **case.arguments).replace("(", "(q, k, ", 1)
 
 
 #: name -> Entry, in the order in which the package imports them.
