@@ -24,6 +24,9 @@ from __future__ import annotations
 from .adaptive import adaptive
 from .block_top_k import block_top_k
 from .compression import compress, compress_backward
+from .kmeans_routing import kmeans_centroids, kmeans_routing, kmeans_update
+from .lsh import lsh
+from .mlp_routing import mlp_routing
 from .moba import moba
 from .nsa_blocks import nsa_blocks
 from .nsa_branches import Branches, nsa_branches
@@ -38,6 +41,11 @@ __all__ = [
     "block_top_k",
     "compress",
     "compress_backward",
+    "kmeans_centroids",
+    "kmeans_routing",
+    "kmeans_update",
+    "lsh",
+    "mlp_routing",
     "moba",
     "nsa_blocks",
     "nsa_branches",

@@ -36,13 +36,15 @@ class _Words:
 
 def named(select: Callable[..., Any], **arguments: Any) -> str:
     """The call that selects, as a pattern's name: without q and k, arrays by their shape."""
-    shown = {
-        name: value
-        if np.isscalar(value) or value is None or isinstance(value, list)
-        else _Words(f"<{' x '.join(map(str, np.shape(value)))}>" if hasattr(value, "shape") else "<layers>")
-        for name, value in arguments.items()
-    }
-    return title(select, **shown)
+    return title(select, **{name: _shown(value) for name, value in arguments.items()})
+
+
+def _shown(value: Any) -> Any:
+    if hasattr(value, "shape") and value.shape:
+        return _Words(f"<{' x '.join(map(str, value.shape))}>")
+    if isinstance(value, list | tuple) and not all(map(np.isscalar, value)):
+        return _Words(f"<{len(value)} layers>")
+    return value
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,15 @@ import numpy.typing as npt
 from ..jit import for_each, inlined, kernel
 from ._call import Floats, Integers
 
-__all__ = ["best_of_panels", "for_each_panel", "for_each_rows", "largest", "scores_of", "softmax_rows"]
+__all__ = [
+    "best_of_panels",
+    "best_place",
+    "for_each_panel",
+    "for_each_rows",
+    "largest",
+    "scores_of",
+    "softmax_rows",
+]
 
 #: Scores of a panel: 16 MiB in float32, one for each thread.
 _SCORES = 1 << 22
@@ -85,6 +93,19 @@ def largest(scores: Floats, limits: Integers, budgets: Integers) -> npt.NDArray[
     chosen = np.empty((len(scores), int(budgets.max(initial=0))), np.int32)
     _largest(np.ascontiguousarray(scores), limits, budgets, chosen)
     return chosen
+
+
+def best_place(scores: Floats) -> Integers:
+    """Place of the largest number of every row, the first of equal ones; there is at least one column.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> best_place(np.array([[1.0, 2.0, 2.0], [np.nan, -1.0, -2.0]])).tolist()
+    [1, 1]
+    """
+    ones = np.ones(len(scores), np.int64)
+    return largest(scores, scores.shape[1] * ones, ones).reshape(-1).astype(np.int64)
 
 
 def best_of_panels(

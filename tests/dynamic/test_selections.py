@@ -130,7 +130,7 @@ def test_flat_arrays_give_one_pattern(entry: Entry) -> None:
     q, k = case.arrays()
     # What has a value a head keeps that of the first.
     arguments = {
-        name: value[:1] if np.ndim(value) and len(value) == heads else value
+        name: value[:1] if isinstance(value, list | np.ndarray) and len(value) == heads else value
         for name, value in case.arguments.items()
     }
     made = entry.select(q[0], k[0], **arguments)
