@@ -25,6 +25,9 @@ from .adaptive import adaptive
 from .block_top_k import block_top_k
 from .compression import compress, compress_backward
 from .kmeans_routing import kmeans_centroids, kmeans_routing, kmeans_update
+from .landmarks_by_clustering import landmarks_by_clustering
+from .landmarks_by_importance import landmarks_by_importance
+from .landmarks_by_structure import landmarks_by_structure
 from .lsh import lsh
 from .mlp_routing import mlp_routing
 from .moba import moba
@@ -44,6 +47,9 @@ __all__ = [
     "kmeans_centroids",
     "kmeans_routing",
     "kmeans_update",
+    "landmarks_by_clustering",
+    "landmarks_by_importance",
+    "landmarks_by_structure",
     "lsh",
     "mlp_routing",
     "moba",
