@@ -42,7 +42,10 @@ def _definition(q: Array, k: Array, weight: Array, bias: float, tau: float, caus
     ],
     dense=by_head(_definition, "weight", "bias", "tau"),
     scaled=lambda length: Case(
-        length, length, {"weight": 0.2 * normals(5, (2, 32)), "bias": -2.0, "tau": 0.5, "causal": True}
+        length,
+        length,
+        {"weight": 0.1 * normals(5, (2, 128)), "bias": -2.0, "tau": 0.5, "causal": True},
+        head_dim=64,
     ),
 )
 def adaptive(

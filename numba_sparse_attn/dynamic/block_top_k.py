@@ -38,7 +38,7 @@ def _definition(
         Case(5, 0, {"budget": 1, "block": 4}),
     ],
     dense=by_head(_definition, "budget"),
-    scaled=lambda length: Case(length, length, {"budget": 8, "block": 64, "causal": True}),
+    scaled=lambda length: Case(length, length, {"budget": 8, "block": 64, "causal": True}, head_dim=64),
 )
 def block_top_k(
     q: Any, k: Any, budget: Any, block: int, *, query_block: int | None = None, causal: bool = False

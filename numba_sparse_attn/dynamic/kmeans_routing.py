@@ -43,7 +43,7 @@ def _definition(q: Array, k: Array, centroids: Array, budget: int | None, causal
     ],
     dense=by_head(_definition, "centroids", "budget"),
     scaled=lambda length: Case(
-        length, length, {"centroids": normals(9, (2, max(1, length // 128), 16)), "budget": 128}
+        length, length, {"centroids": normals(9, (2, max(1, length // 128), 64)), "budget": 128}, head_dim=64
     ),
 )
 def kmeans_routing(

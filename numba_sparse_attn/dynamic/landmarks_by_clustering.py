@@ -51,7 +51,7 @@ def _definition(
         Case(5, 0, {"budget": 1, "window": 1}),
     ],
     dense=_definition,
-    scaled=lambda length: Case(length, length, {"budget": 64, "window": 64, "causal": True}),
+    scaled=lambda length: Case(length, length, {"budget": 64, "window": 64, "causal": True}, head_dim=64),
 )
 def landmarks_by_clustering(
     q: Any, k: Any, budget: Any, window: int, *, rounds: int = 8, seed: int = 0, causal: bool = False

@@ -43,7 +43,9 @@ def _definition(
         Case(5, 0, {"budget": 1, "window": 1}),
     ],
     dense=by_head(_definition, "budget"),
-    scaled=lambda length: Case(length, length, {"budget": 64, "window": 64, "last": 64, "causal": True}),
+    scaled=lambda length: Case(
+        length, length, {"budget": 64, "window": 64, "last": 64, "causal": True}, head_dim=64
+    ),
 )
 def landmarks_by_importance(
     q: Any,

@@ -46,7 +46,10 @@ def _marks(length: int) -> Array:
     ],
     dense=by_head(_definition, "budget", "strength"),
     scaled=lambda length: Case(
-        length, length, {"budget": length // 32, "strength": _marks(length), "window": 64, "causal": True}
+        length,
+        length,
+        {"budget": length // 32, "strength": _marks(length), "window": 64, "causal": True},
+        head_dim=64,
     ),
 )
 def landmarks_by_structure(

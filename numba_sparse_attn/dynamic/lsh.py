@@ -50,7 +50,10 @@ def _definition(
     ],
     dense=_definition,
     scaled=lambda length: Case(
-        length, length, {"chunk": 32, "buckets": max(2, length // 64 * 2), "rounds": 2, "causal": True}
+        length,
+        length,
+        {"chunk": 32, "buckets": max(2, length // 64 * 2), "rounds": 2, "causal": True},
+        head_dim=64,
     ),
 )
 def lsh(

@@ -69,7 +69,7 @@ def _router(seed: int, *widths: int, heads: tuple[int, ...] = ()) -> tuple[tuple
     ],
     dense=_definition,
     scaled=lambda length: Case(
-        length, length, {"router": _router(20, 16, 32, max(1, length // 128)), "budget": 128}
+        length, length, {"router": _router(20, 64, 32, max(1, length // 128)), "budget": 128}, head_dim=64
     ),
 )
 def mlp_routing(

@@ -31,7 +31,7 @@ def _definition(q: Array, k: Array, budget: int, block: int, causal: bool = Fals
         Case(5, 0, {"budget": 1, "block": 4}),
     ],
     dense=by_head(_definition, "budget"),
-    scaled=lambda length: Case(length, length, {"budget": 4, "block": 64, "causal": True}),
+    scaled=lambda length: Case(length, length, {"budget": 4, "block": 64, "causal": True}, head_dim=64),
 )
 def moba(q: Any, k: Any, budget: Any, block: int, *, causal: bool = False) -> Pattern | HeadPatterns:
     """Every query sees the blocks of keys whose mean has the largest scores with it, and its own block.

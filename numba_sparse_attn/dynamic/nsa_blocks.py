@@ -70,7 +70,7 @@ def _definition(
         Case(5, 3, {"budget": 1, "block": 4, "length": 4, "stride": 4}),
     ],
     dense=_definition,
-    scaled=lambda length: Case(length, length, {"budget": 16, "causal": True}, heads=4),
+    scaled=lambda length: Case(length, length, {"budget": 16, "causal": True}, heads=4, head_dim=64),
 )
 def nsa_blocks(
     q: Any,

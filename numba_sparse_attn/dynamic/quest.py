@@ -36,7 +36,7 @@ def _definition(q: Array, k: Array, budget: int, page: int, causal: bool = False
         Case(5, 0, {"budget": 1, "page": 4}),
     ],
     dense=by_head(_definition, "budget"),
-    scaled=lambda length: Case(length, length, {"budget": 16, "page": 16, "causal": True}),
+    scaled=lambda length: Case(length, length, {"budget": 16, "page": 16, "causal": True}, head_dim=64),
 )
 def quest(q: Any, k: Any, budget: Any, page: int, *, causal: bool = False) -> Pattern | HeadPatterns:
     """Every query sees the pages of keys that could hold the largest scores, judged by their extremes.

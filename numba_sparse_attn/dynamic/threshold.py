@@ -37,7 +37,7 @@ def _definition(
         Case(5, 0, {"bound": 0.0}),
     ],
     dense=by_head(_definition, "bound"),
-    scaled=lambda length: Case(length, length, {"bound": 0.01, "causal": True}),
+    scaled=lambda length: Case(length, length, {"bound": 0.01, "causal": True}, head_dim=64),
 )
 def threshold(
     q: Any, k: Any, bound: Any, *, of: str = "weight", causal: bool = False, scale: float | None = None

@@ -30,7 +30,7 @@ def _definition(q: Array, k: Array, budget: int, causal: bool = False) -> Mask:
         Case(5, 0, {"budget": 2}),
     ],
     dense=by_head(_definition, "budget"),
-    scaled=lambda length: Case(length, length, {"budget": 64, "causal": True}),
+    scaled=lambda length: Case(length, length, {"budget": 64, "causal": True}, head_dim=64),
 )
 def top_k(q: Any, k: Any, budget: Any, *, causal: bool = False) -> Pattern | HeadPatterns:
     """Every query sees the keys with the largest scores, exactly.

@@ -51,7 +51,7 @@ def _definition(
         Case(5, 0, {"columns": 1, "slashes": 0}),
     ],
     dense=by_head(_definition, "columns", "slashes"),
-    scaled=lambda length: Case(length, length, {"columns": 64, "slashes": 128, "causal": True}),
+    scaled=lambda length: Case(length, length, {"columns": 64, "slashes": 128, "causal": True}, head_dim=64),
 )
 def vertical_slash(
     q: Any,
