@@ -11,9 +11,9 @@ from ..formats.csr import canonical
 from ..jit import kernel
 from ..patterns.pattern import Pattern
 from ._call import Call, Floats, Integers
-from ._panels import best_place, largest
+from ._panels import best_of_panels, best_place
 
-__all__ = ["by_routes", "keys_of_routes", "pattern_of_parts"]
+__all__ = ["by_routes", "pattern_of_parts", "sorted_by_route"]
 
 
 def pattern_of_parts(call: Call, members: Integers, parts: Integers, name: str) -> Pattern:
@@ -39,35 +39,41 @@ def pattern_of_parts(call: Call, members: Integers, parts: Integers, name: str) 
     )
 
 
-def keys_of_routes(affinity: Floats, budget: int | None) -> tuple[Integers, Integers]:
-    """Lists of the keys of every route, one behind the other, and where each begins.
+def by_routes(
+    call: Call,
+    queries: tuple[Floats, Floats],
+    keys: tuple[Floats, Floats],
+    budget: int | None,
+    name: str,
+) -> Pattern:
+    """Every query sees the keys of the route that it has the largest product with.
 
     Parameters
     ----------
-    affinity : [n_k, routes]
+    queries, keys : ([n, width], [routes, width])
+        Rows, and what they are multiplied with for every route.
     budget : int or None
-        Keys of a route: those with the largest affinity to it, so that a key may have several routes, or
-        none. Without a budget every key has one: that of its largest affinity.
+        Keys of a route: those with the largest product, so that a key may have several routes, or none.
+        Without a budget every key has one: that of its largest product.
     """
-    n_k, routes = affinity.shape
+    rows, routes = keys
     if budget is None:
-        route = best_place(affinity)
-        members = np.argsort(route, kind="stable").astype(np.int64)
-        counts = np.bincount(route, minlength=routes)
+        members, begins = sorted_by_route(best_place(rows, routes), len(routes))
     else:
-        most = np.full(routes, min(budget, n_k), np.int64)
-        table = largest(affinity.T, np.full(routes, n_k, np.int64), most)
+        every = np.full(len(routes), len(rows), np.int64)
+        table = best_of_panels(routes, rows, every, np.minimum(every, budget))
         members = table[table >= 0].astype(np.int64)
-        counts = (table >= 0).sum(axis=1)
-    return members, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-
-
-def by_routes(call: Call, of_query: Floats, of_key: Floats, budget: int | None, name: str) -> Pattern:
-    """Every query sees the keys of the route that it has the largest affinity to."""
-    members, begins = keys_of_routes(of_key, budget)
-    route = best_place(of_query)
+        begins = np.concatenate([np.zeros(1, np.int64), np.cumsum((table >= 0).sum(axis=1))])
+    route = best_place(*queries)
     parts = np.stack([begins[route], begins[route + 1]], axis=1)[:, None]
     return pattern_of_parts(call, members, parts, name)
+
+
+def sorted_by_route(route: Integers, routes: int) -> tuple[Integers, Integers]:
+    """Lists of what has each route, ascending and one behind the other, and where each begins."""
+    counts = np.bincount(route, minlength=routes)
+    begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return np.argsort(route, kind="stable").astype(np.int64), begins
 
 
 def _rows(

@@ -7,9 +7,8 @@ import numpy as np
 from ..errors import ArgumentError
 from ..patterns._random import distinct_choices
 from ._call import Floats, Integers
-from ._panels import best_place
 
-__all__ = ["cluster_means", "nearest", "starting_points", "unit"]
+__all__ = ["cluster_means", "starting_points", "unit"]
 
 
 def unit(rows: Floats) -> Floats:
@@ -28,11 +27,6 @@ def starting_points(rows: Floats, count: int, seed: int, stream: int) -> Floats:
     number = np.array([stream], np.int64)
     _, chosen = distinct_choices(seed, number, np.array([count]), np.array([len(rows)]))
     return rows[chosen]
-
-
-def nearest(rows: Floats, centroids: Floats) -> Integers:
-    """Number of the centroid that every row points to most; the first of equal ones."""
-    return best_place(rows @ centroids.T)
 
 
 def cluster_means(rows: Floats, of_row: Integers, centroids: Floats) -> Floats:

@@ -95,19 +95,6 @@ def largest(scores: Floats, limits: Integers, budgets: Integers) -> npt.NDArray[
     return chosen
 
 
-def best_place(scores: Floats) -> Integers:
-    """Place of the largest number of every row, the first of equal ones; there is at least one column.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> best_place(np.array([[1.0, 2.0, 2.0], [np.nan, -1.0, -2.0]])).tolist()
-    [1, 1]
-    """
-    ones = np.ones(len(scores), np.int64)
-    return largest(scores, scores.shape[1] * ones, ones).reshape(-1).astype(np.int64)
-
-
 def best_of_panels(
     queries: Floats, keys: Floats, limits: Integers, budgets: Integers
 ) -> npt.NDArray[np.int32]:
@@ -121,6 +108,19 @@ def best_of_panels(
     if width:
         for_each_panel(queries, keys, limits, work)
     return chosen
+
+
+def best_place(rows: Floats, directions: Floats) -> Integers:
+    """For every row, the number of the direction with the largest product; there is at least one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> best_place(np.array([[1.0, 2.0], [0.0, 0.0], [np.nan, 1.0]]), np.eye(2)).tolist()
+    [1, 0, 0]
+    """
+    ones = np.ones(len(rows), np.int64)
+    return best_of_panels(rows, directions, len(directions) * ones, ones).reshape(-1).astype(np.int64)
 
 
 @kernel

@@ -44,7 +44,7 @@ def _definition(q: Array, k: Array, weight: Array, bias: float, tau: float, caus
     scaled=lambda length: Case(
         length,
         length,
-        {"weight": 0.1 * normals(5, (2, 128)), "bias": -2.0, "tau": 0.5, "causal": True},
+        {"weight": 0.1 * normals(5, (2, 128)), "bias": -4.0, "tau": 0.5, "causal": True},
         head_dim=64,
     ),
 )

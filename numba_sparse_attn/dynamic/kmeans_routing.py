@@ -15,7 +15,8 @@ from ..patterns.random_keys import MAXIMAL_SEED
 from . import _dense
 from ._call import Call, named
 from ._lists import by_routes
-from ._means import cluster_means, nearest, starting_points, unit
+from ._means import cluster_means, starting_points, unit
+from ._panels import best_place
 from ._seeded import normals
 from .catalogue import Array, Case, Mask, by_head, entry
 
@@ -105,8 +106,8 @@ def kmeans_routing(
 
     def select(batch: int, head: int) -> Pattern:
         queries, keys = unit(call.queries(batch, head)), unit(call.keys(batch, head))
-        mine = centers[head].T
-        return by_routes(call, queries @ mine, keys @ mine, budgets[head], name)
+        mine = centers[head]
+        return by_routes(call, (queries, mine), (keys, mine), budgets[head], name)
 
     return call.stack(select)
 
@@ -180,7 +181,7 @@ def kmeans_update(q: Any, k: Any, centroids: Any, *, decay: float = 0.999) -> np
         means = np.zeros_like(old)
         for rows in (call.q[:, head], call.k[:, head // call.group]):
             directions = unit(rows.reshape(-1, old.shape[-1]))
-            means += cluster_means(directions, nearest(directions, old), old)
+            means += cluster_means(directions, best_place(directions, old), old)
         moved[head] = decay * old + (1.0 - decay) / 2.0 * means
     return unit(moved)
 

@@ -13,8 +13,8 @@ from ..patterns.pattern import Pattern
 from ..patterns.random_keys import MAXIMAL_SEED
 from ._call import Call, Floats, Integers
 from ._landmarks import dense_landmarks, landmark_pattern
-from ._means import cluster_means, nearest, starting_points, unit
-from ._panels import best_place
+from ._means import cluster_means, starting_points, unit
+from ._panels import best_place, for_each_panel, largest
 from .catalogue import Array, Case, Mask, entry
 
 __all__ = ["landmarks_by_clustering"]
@@ -129,7 +129,14 @@ def _medoids(keys: Floats, count: int, rounds: int, seed: int, stream: int) -> I
         return np.zeros(0, np.int64)
     centers = starting_points(keys, count, seed, stream)
     for _ in range(rounds):
-        centers = unit(cluster_means(keys, nearest(keys, centers), centers))
-    # A cluster of two has two middles: rounding to digits that are sure makes them equal, and the first wins.
-    with np.errstate(invalid="ignore"):
-        return best_place(np.round(centers @ keys.T, _SURE_DIGITS))
+        centers = unit(cluster_means(keys, best_place(keys, centers), centers))
+    found = np.empty(count, np.int64)
+    every = np.full(count, len(keys), np.int64)
+
+    def work(rows: slice, cosines: Floats) -> None:
+        # A cluster of two has two middles: rounding to sure digits makes them equal, and the first wins.
+        np.round(cosines, _SURE_DIGITS, out=cosines)
+        found[rows] = largest(cosines, every[rows], np.ones(len(cosines), np.int64))[:, 0]
+
+    for_each_panel(centers, keys, every, work)
+    return found

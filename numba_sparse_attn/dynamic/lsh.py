@@ -12,8 +12,8 @@ from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from ..patterns.random_keys import MAXIMAL_SEED
 from ._call import Call, Floats, Integers
-from ._lists import keys_of_routes, pattern_of_parts
-from ._panels import best_place
+from ._lists import pattern_of_parts, sorted_by_route
+from ._panels import for_each_panel, largest
 from ._seeded import normals
 from .catalogue import Array, Case, Mask, entry
 
@@ -127,12 +127,9 @@ def lsh(
     def select(batch: int, head: int) -> Pattern:
         lists, parts = [], np.empty((call.n_q, rounds, 2), np.int64)
         for number in range(rounds):
-            of_query, of_key = (
-                _hashes(rows, rotations[head, number])
-                for rows in (call.queries(batch, head), call.keys(batch, head))
-            )
-            members, begins = keys_of_routes(of_key, None)
-            bucket = best_place(of_query)
+            rotation = np.ascontiguousarray(rotations[head, number].T)
+            members, begins = sorted_by_route(_hashes(call.keys(batch, head), rotation), halves)
+            bucket = _hashes(call.queries(batch, head), rotation)
             passed = _passed(members, begins, bucket, places)
             mine = np.maximum(passed - 1, 0) // sizes[head]
             low = begins[bucket] + np.maximum(mine - 1, 0) * sizes[head]
@@ -144,11 +141,18 @@ def lsh(
     return call.stack(select)
 
 
-def _hashes(rows: Floats, rotation: Floats) -> Floats:
-    """How far every row points to each bucket."""
-    with np.errstate(invalid="ignore"):
-        turned = rows @ rotation
-    return np.concatenate([turned, -turned], axis=1)
+def _hashes(rows: Floats, rotation: Floats) -> Integers:
+    """The bucket of every row: the direction, or the opposite of one, that it points to most."""
+    found = np.empty(len(rows), np.int64)
+    half = len(rotation)
+
+    def work(panel: slice, turned: Floats) -> None:
+        ones = np.ones(len(turned), np.int64)
+        both = np.concatenate([turned, -turned], axis=1)
+        found[panel] = largest(both, 2 * half * ones, ones)[:, 0]
+
+    for_each_panel(rows, rotation, np.full(len(rows), half, np.int64), work)
+    return found
 
 
 def _passed(members: Integers, begins: Integers, bucket: Integers, places: Integers) -> Integers:

@@ -140,9 +140,9 @@ def mlp_routing(
     name = named(mlp_routing, router=router, budget=budget, router_k=router_k, causal=causal)
 
     def select(batch: int, head: int) -> Pattern:
-        of_query = _forward(of_queries, head, call.queries(batch, head))
-        of_key = _forward(of_keys, head, call.keys(batch, head))
-        return by_routes(call, of_query, of_key, budgets[head], name)
+        queries = _last_products(of_queries, head, call.queries(batch, head))
+        keys = _last_products(of_keys, head, call.keys(batch, head))
+        return by_routes(call, queries, keys, budgets[head], name)
 
     return call.stack(select)
 
@@ -165,9 +165,12 @@ def _layers(call: Call, name: str, router: Any) -> list[tuple[Floats, Floats]]:
     return layers
 
 
-def _forward(layers: list[tuple[Floats, Floats]], head: int, rows: Floats) -> Floats:
-    for number, (weight, bias) in enumerate(layers):
-        if number:
-            rows = np.maximum(rows, 0.0)
-        rows = rows @ weight[head] + bias[head]
-    return rows
+def _last_products(layers: list[tuple[Floats, Floats]], head: int, rows: Floats) -> tuple[Floats, Floats]:
+    """What the last layer gets, and for every route what that is multiplied with; the bias meets a 1."""
+    *before, (weight, bias) = layers
+    for inner, shift in before:
+        rows = np.maximum(rows @ inner[head] + shift[head], 0.0)
+    return (
+        np.concatenate([rows, np.ones((len(rows), 1), rows.dtype)], axis=1),
+        np.concatenate([weight[head].T, bias[head][:, None]], axis=1),
+    )

@@ -65,6 +65,7 @@ def test_causal_means_causal(entry: Entry, case: Case) -> None:
 
 @by_entry
 def test_batch_elements_are_calls_of_their_own(entry: Entry) -> None:
+    """Masks of a batch element or head beyond the first are not those of the first (bug 8 of the field)."""
     case = entry.examples()[0]
     pairs = [replace(case, seed=seed).arrays() for seed in (0, 20)]
     q, k = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
@@ -90,7 +91,7 @@ def test_the_same_call_gives_the_same_pairs_whatever_the_threads(
 
 @by_entry
 def test_strides_and_types_of_the_arrays(entry: Entry) -> None:
-    """Other strides give the same pairs; half precision is computed like the float32 of the same numbers."""
+    """Other strides give the same pairs (bug 9 of the field); 16-bit types are computed in float32."""
     case = entry.examples()[0]
     q, k = case.arrays()
     expected = masks(entry.patterns(case))
