@@ -109,7 +109,10 @@ def host_array(value: Any, name: str) -> Array:
 def _in_device_memory(value: Any) -> bool:
     """Whether an array of another library says that it is not on the host."""
     if hasattr(value, "__dlpack_device__"):
-        return int(value.__dlpack_device__()[0]) not in _HOST_MEMORY
+        try:
+            return int(value.__dlpack_device__()[0]) not in _HOST_MEMORY
+        except BufferError:  # an array in several memories has no answer
+            return True
     return hasattr(type(value), "__cuda_array_interface__")
 
 

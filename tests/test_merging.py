@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn import as_pattern, reference
+from numba_sparse_attn.cuda import dlpack
 from numba_sparse_attn.testing import budget_for, nan_filled, random_problem, strategies
 
-from .cuda.fake_libraries import Tensor
+from .cuda.fake_libraries import ArrayImpl, DlpackArray, ShardedArrayImpl, Tensor
 
 wide = strategies.problems(names=["float64"], largest=140)
 
@@ -171,6 +172,12 @@ def test_results_have_the_types_of_the_parts(dtype):
     assert stacked.tobytes() == out.tobytes()
 
 
+def test_arrays_of_other_libraries_on_the_host_are_taken():
+    out, lse = np.ones((2, 3)), np.zeros(2)
+    merged, _ = nsa.merge([DlpackArray(out, kind=dlpack.CPU)], [DlpackArray(lse, kind=dlpack.CPU)])
+    np.testing.assert_array_equal(merged, out)
+
+
 def test_scores_far_apart_do_not_overflow():
     out, lse = nsa.merge([np.array([[1.0]]), np.array([[2.0]])], [np.array([-1e4]), np.array([1e4])])
     assert out.item() == 2.0 and lse.item() == 1e4
@@ -186,6 +193,8 @@ def test_scores_far_apart_do_not_overflow():
         ([np.zeros(3)], [np.zeros(())], nsa.ShapeError, r"outs\[0\]"),
         ([np.zeros((2, 3), int)], [np.zeros(2)], nsa.DtypeError, r"outs\[0\] of type int64"),
         ([Tensor(np.zeros((2, 3)))], [np.zeros(2)], nsa.EngineError, r"outs\[0\] in GPU memory"),
+        ([np.zeros((2, 3))], [ArrayImpl(np.zeros(2))], nsa.EngineError, r"lses\[0\] in GPU memory"),
+        ([np.zeros((2, 3))], [ShardedArrayImpl(np.zeros(2))], nsa.EngineError, "copy lses.0. to a NumPy"),
     ],
 )
 def test_refusals(outs, lses, error, words):

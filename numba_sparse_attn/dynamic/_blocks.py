@@ -54,7 +54,7 @@ class Blocks:
         self._rows = begins, ends
 
     def choose(self, queries: Floats, keys: Floats, budget: int) -> npt.NDArray[np.int32]:
-        """The best blocks by ``queries @ keys.T``, as :meth:`best_of`; a row a block in both arrays."""
+        """As :meth:`over_panels`, by ``queries @ keys.T`` with a row for every block in both."""
         return self.over_panels(
             len(keys), budget, lambda rows: scores_of(queries[rows], keys, self.reach[rows])
         )
@@ -73,9 +73,8 @@ class Blocks:
         scores : callable
             ``scores(rows)`` gives ``[rows, blocks of keys]``, at least up to the panel's reach.
         """
-        forced = np.minimum(self._first, self.reach) + np.maximum(
-            self.reach - np.maximum(self._own, self._first), 0
-        )
+        own = np.maximum(self.reach - np.maximum(self._own, self._first), 0)
+        forced = np.minimum(self._first, self.reach) + own
         budgets = np.maximum(budget, forced)
         width = int(np.minimum(budgets, self.reach).max(initial=0))
         chosen = np.full((len(self.reach), width), -1, np.int32)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -122,6 +124,23 @@ def test_attention_over_the_selection_is_the_oracles(entry: Entry) -> None:
     gradients = nsa.sparse_attention_backward(dout, q, k, v, out, lse, pattern)
     for found, right in zip(gradients, reference.backward(dout, q, k, v, mask, scale), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-9, atol=1e-11)
+
+
+@by_entry
+def test_what_other_patterns_can_do(entry: Entry, tmp_path: Path) -> None:
+    """Plans, files, pickles, set operations, pictures."""
+    case = entry.examples()[0]
+    made = entry.select(*case.arrays(), **case.arguments)
+    mask = masks(made)
+    plan = nsa.plan(made, heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim)
+    assert made[0].name in plan.explain()
+    made[0].save(tmp_path / "selected.npz")
+    np.testing.assert_array_equal(Pattern.load(tmp_path / "selected.npz").toarray(), mask[0])
+    np.testing.assert_array_equal(masks(pickle.loads(pickle.dumps(made))), mask)
+    window = nsa.patterns.sliding_window(case.n_q, 2)
+    np.testing.assert_array_equal(masks(made | window), mask | window.toarray())
+    np.testing.assert_array_equal(masks(made.T), mask.swapaxes(1, 2))
+    assert nsa.plot.plot_pattern(made[0]).get_title()
 
 
 @by_entry
