@@ -97,7 +97,7 @@ def lsh(
     Cost: O((n_q + n_k) * rounds * buckets * d) time to select.
 
     Use: as in Reformer (2020), where queries are keys and fall into one bucket with themselves; the more
-    rounds, the less is missed.
+    rounds, the less is missed. There chunks are cut from one list of all buckets, here bucket by bucket.
 
     Avoid: where queries and keys point to different places altogether, as untrained ones do.
 
@@ -113,14 +113,13 @@ def lsh(
     """
     call = Call.of(q, k, causal)
     sizes = call.per_head("chunk", chunk, low=1)
-    # An odd number of buckets would leave one without its opposite.
-    halves = check_int("buckets", buckets, low=2)
-    if halves % 2:
-        raise PatternError(f"buckets={buckets}", "an even number, at least 2", f"choose {halves + 1}")
+    buckets = check_int("buckets", buckets, low=2)
+    if buckets % 2:  # one would be without its opposite
+        raise PatternError(f"buckets={buckets}", "an even number, at least 2", f"choose {buckets + 1}")
     rounds = check_int("rounds", rounds, low=1)
     seed = check_int("seed", seed, high=MAXIMAL_SEED)
     name = title(lsh, chunk=chunk, buckets=buckets, rounds=rounds, seed=seed, causal=causal)
-    rotations = normals(seed, (call.heads, rounds, int(call.q.shape[-1]), halves // 2)).astype(call.q.dtype)
+    rotations = normals(seed, (call.heads, rounds, int(call.q.shape[-1]), buckets // 2)).astype(call.q.dtype)
     # Where the query stands among the keys, whether or not it may look further.
     places = np.arange(call.n_q, dtype=np.int64) + call.offset
 
@@ -128,7 +127,7 @@ def lsh(
         lists, parts = [], np.empty((call.n_q, rounds, 2), np.int64)
         for number in range(rounds):
             rotation = np.ascontiguousarray(rotations[head, number].T)
-            members, begins = sorted_by_route(_hashes(call.keys(batch, head), rotation), halves)
+            members, begins = sorted_by_route(_hashes(call.keys(batch, head), rotation), buckets)
             bucket = _hashes(call.queries(batch, head), rotation)
             passed = _passed(members, begins, bucket, places)
             mine = np.maximum(passed - 1, 0) // sizes[head]
