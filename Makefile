@@ -20,7 +20,7 @@ help:
 	@echo "make test         install, run every test that needs no GPU"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff rewrite the sources"
-	@echo "make atlas        draw the pattern cards and the format handbook"
+	@echo "make atlas        draw the cards of patterns and selections, and the format handbook"
 	@echo "make bench        all benchmark cases that run here; BENCH='--device gpu --limit 20' passes arguments"
 	@echo "make peers        install PyTorch, the benchmark peer that no other command brings"
 	@echo "make report       benchmark rows -> figures, reports/performance.md, the block in README.md"
@@ -52,6 +52,7 @@ format: $(VENV)/.installed-lint
 
 atlas: $(VENV)/.installed-plot
 	MPLBACKEND=Agg $(BIN)/python reports/make_atlas.py
+	MPLBACKEND=Agg $(BIN)/python reports/make_selections.py
 	MPLBACKEND=Agg $(BIN)/python reports/make_handbook.py
 
 bench: $(VENV)/.installed-plot

@@ -15,6 +15,7 @@ from .kinds import (
     MemoryCase,
     PlanCase,
     RateCase,
+    SelectCase,
 )
 from .rows import Row
 
@@ -29,13 +30,16 @@ _KINDS = {
     RateCase: "rate",
     GatherCase: "gather",
     HostCase: "host",
+    SelectCase: "select",
 }
 
 
 def head_of(case: Case, contender: str) -> Row:
     """The fields that every row starts with."""
     head: Row = {"case": case.name, "kind": _KINDS[type(case)], "contender": contender}
-    if not isinstance(case, RateCase):
+    if isinstance(case, SelectCase):
+        head["pattern"] = case.label
+    elif not isinstance(case, RateCase):
         head["pattern"] = case.spec.label
     for name in ("direction", "heads", "kv_heads", "head_dim", "dtype", "what"):
         if hasattr(case, name):

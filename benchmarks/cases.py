@@ -21,6 +21,7 @@ from .kinds import (
     PatternSpec,
     PlanCase,
     RateCase,
+    SelectCase,
 )
 
 __all__ = ["all_cases", "quick_cases", "tiny_cases"]
@@ -210,6 +211,7 @@ TINY: tuple[Case, ...] = (
     BuildCase("tiny/build_csr", _spec("arbitrary_csr", n=640, per_row=4, seed=0)),
     RateCase("tiny/copy", 1 << 16, "copy"),
     PlanCase("tiny/plan", _TINY_WINDOW),
+    SelectCase("tiny/select", "moba", 640),
     HostCase("tiny/host", "api", _CALL, head_dim=16, dtype="float32", device="cpu"),
     MemoryCase("tiny/memory", _TINY_WINDOW),
     ColdStartCase("tiny/cold", _TINY_WINDOW, warm=False, repeats=1),
@@ -268,6 +270,7 @@ def all_cases() -> list[Case]:
         *HOST,
         *BUILDS,
         *sweeps.plans(on),
+        *sweeps.selections(),
         *MEMORY,
         *GRAPHS,
         *sweeps.lengths(on),

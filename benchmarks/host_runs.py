@@ -1,4 +1,4 @@
-"""What is measured on the host besides attention: the machine's own rates, planning, the cost of a call."""
+"""Measured on the host besides attention: the machine's rates, planning, selecting, the cost of a call."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 import numba_sparse_attn as nsa
+from numba_sparse_attn.dynamic.catalogue import SELECTIONS
 
 from . import measure
-from .kinds import HostCase, PlanCase, RateCase
+from .kinds import HostCase, PlanCase, RateCase, SelectCase
 from .peers.numpy_sgemm import prepare_product, product_flops
 from .peers.own import Own
 from .rows import Row
 from .workload import Host, Workload, make_workload
 
-__all__ = ["calls_of", "host_cost", "planning", "rate"]
+__all__ = ["calls_of", "host_cost", "planning", "rate", "selecting"]
 
 FEWEST_PLANS, MOST_PLANS = 5, 50
 
@@ -78,6 +79,32 @@ def planning(case: PlanCase, own: Own, seconds: float) -> Row:
         samples.append(taken)
     held = {"engine": made.engine, "plan_bytes": made.nbytes}
     return {**held, **measure.summarize(samples).fields()}
+
+
+def selecting(case: SelectCase, own: Own, seconds: float) -> Row:
+    """Seconds to select by content, and of attention over what was selected, in turns."""
+    entry, sizes = SELECTIONS[case.selection], case.sizes
+    q, k = (array.astype(case.dtype) for array in sizes.arrays())
+    pattern = entry.select(q, k, **sizes.arguments)
+    plan = nsa.plan(
+        pattern,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=case.dtype,
+        engine=own.engine,
+    )
+    timed = measure.interleave(
+        {"select": lambda: entry.select(q, k, **sizes.arguments), "attend": lambda: plan(q, k, k)},
+        seconds_each=seconds,
+    )
+    return {
+        "engine": plan.engine,
+        "nnz": pattern.nnz,
+        "density": 1.0 - pattern.sparsity,
+        "attention_seconds": timed["attend"].fields()["seconds"],
+        **timed["select"].fields(),
+    }
 
 
 def host_cost(case: HostCase, own: Own, seed: int, seconds: float) -> Row:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numba_sparse_attn as nsa
+from numba_sparse_attn.dynamic.catalogue import SELECTIONS
+from numba_sparse_attn.dynamic.catalogue import Case as SelectionCase
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 from .graphs import GRAPHS
@@ -23,6 +25,7 @@ __all__ = [
     "PatternSpec",
     "PlanCase",
     "RateCase",
+    "SelectCase",
     "device_of",
 ]
 
@@ -256,7 +259,59 @@ class HostCase:
         return "backward" if self.what == "backward" else "forward"
 
 
-Case = AttentionCase | BuildCase | PlanCase | MemoryCase | ColdStartCase | RateCase | GatherCase | HostCase
+@dataclass(frozen=True)
+class SelectCase:
+    """A selection by content in its usual setting for a length, and attention over what it selects.
+
+    Attributes
+    ----------
+    selection : str
+        Name of a function in :mod:`numba_sparse_attn.dynamic`.
+    """
+
+    name: str
+    selection: str
+    length: int
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def sizes(self) -> SelectionCase:
+        """Lengths, heads and arguments, as the selection's own table has them."""
+        return SELECTIONS[self.selection].scaled(self.length)
+
+    @property
+    def label(self) -> str:
+        """The call as one would write it."""
+        return SELECTIONS[self.selection].call(self.sizes)
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.sizes.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key heads."""
+        return self.sizes.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of q and k."""
+        return self.sizes.head_dim
+
+
+Case = (
+    AttentionCase
+    | BuildCase
+    | PlanCase
+    | MemoryCase
+    | ColdStartCase
+    | RateCase
+    | GatherCase
+    | HostCase
+    | SelectCase
+)
 
 
 def device_of(case: Case) -> str:

@@ -20,6 +20,7 @@ from .kinds import (
     MemoryCase,
     PlanCase,
     RateCase,
+    SelectCase,
     device_of,
 )
 from .peers import GPU_PEERS, PEERS, Contender, load_peer
@@ -117,7 +118,7 @@ def expected_seconds(case: Case, field: Field, seconds: float | None) -> float:
         return contenders * (each + check) + 2.0 + sum(COMPILES.get(name, 0.0) for name in peers)
     if isinstance(case, ColdStartCase):
         return case.repeats * (1.5 if case.warm else 5.0) + 5.0
-    if on_gpu or isinstance(case, PlanCase | RateCase | HostCase):
+    if on_gpu or isinstance(case, PlanCase | RateCase | HostCase | SelectCase):
         return each + 2.0
     return {BuildCase: 5.0, MemoryCase: 8.0}[type(case)]
 
@@ -144,6 +145,8 @@ def run_case(case: Case, field: Field, seed: int, seconds: float | None = None) 
             name, measured = host_runs.rate(case, seconds)
         elif isinstance(case, PlanCase):
             name, measured = own.name, host_runs.planning(case, own, seconds)
+        elif isinstance(case, SelectCase):
+            name, measured = own.name, host_runs.selecting(case, own, seconds)
         else:
             assert isinstance(case, HostCase)
             name, measured = own.name, host_runs.host_cost(case, own, seed, seconds)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from numba_sparse_attn.dynamic.catalogue import SELECTIONS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
-from .kinds import AttentionCase, Goal, PatternSpec, PlanCase
+from .kinds import AttentionCase, Goal, PatternSpec, PlanCase, SelectCase
 
 __all__ = [
     "CATALOGUE_LENGTHS",
@@ -24,11 +25,14 @@ __all__ = [
     "head_dims",
     "lengths",
     "plans",
+    "selections",
 ]
 
 #: About as many tokens has a catalogue pattern.
 CATALOGUE_LENGTHS = (4096, 16_384, 65_536)
 DIRECTIONS = ("forward", "backward")
+#: Tokens by whose content is selected: of 16,384 on, what looks at all pairs takes seconds.
+SELECTION_LENGTHS = (4096, 16_384)
 
 
 @dataclass(frozen=True)
@@ -180,3 +184,10 @@ def plans(on: Setting) -> Iterator[PlanCase]:
     ):
         case = PlanCase(f"{on.prefix}plan/{spec.function}", spec, heads=on.heads, device=on.device)
         yield replace(case, head_dim=on.head_dim, dtype=on.dtype)
+
+
+def selections() -> Iterator[SelectCase]:
+    """Every selection by content in its usual setting; a new one is here by itself. On the host only."""
+    for n in SELECTION_LENGTHS:
+        for name in SELECTIONS:
+            yield SelectCase(f"select/{name}_{n}", name, n)

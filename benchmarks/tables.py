@@ -193,6 +193,17 @@ def _memory(rows: list[Row]) -> str:
     return format_table(header, map(line, rows))
 
 
+def _select(rows: list[Row]) -> str:
+    def line(row: Row) -> list[str]:
+        if row["status"] != "measured":
+            return [row["case"], row["pattern"], "", "", f"{row['status']}: {row['reason']}"]
+        sparsity = f"{1 - row['density']:.1%}"
+        times = (format_seconds(row[name]) for name in ("seconds", "attention_seconds"))
+        return [row["case"], row["pattern"], sparsity, *times]
+
+    return format_table(["case", "selection", "sparsity", "to select", "attention"], map(line, rows))
+
+
 def _cold(rows: list[Row]) -> str:
     def line(row: Row) -> list[str]:
         if row["status"] != "measured":
@@ -210,6 +221,7 @@ def _group(row: Row) -> Callable[[list[Row]], str]:
         "build": _build,
         "memory": _memory,
         "cold": _cold,
+        "select": _select,
     }
     return tables.get(row["kind"], _rates)
 

@@ -28,12 +28,15 @@ from .errors import (
     ShapeError,
     SparseAttentionError,
 )
+from .merging import gated_sum, gated_sum_backward, merge, merge_backward
 from .patterns import HeadPatterns, Pattern, as_pattern
 from .planner import Plan
+from .weights import attention_weights
 
 if TYPE_CHECKING:
     from . import analysis as analysis
     from . import approx as approx
+    from . import dynamic as dynamic
     from . import plot as plot
 
 __version__ = "0.1.0"
@@ -50,8 +53,13 @@ __all__ = [
     "ShapeError",
     "SparseAttentionError",
     "as_pattern",
+    "attention_weights",
     "create_sparse_mask",
+    "gated_sum",
+    "gated_sum_backward",
     "get_sparse_indices",
+    "merge",
+    "merge_backward",
     "patterns",
     "plan",
     "sparse_attention",
@@ -60,7 +68,7 @@ __all__ = [
 ]
 
 #: Sub-packages that are imported when they are first used: ``import numba_sparse_attn`` stays as fast.
-_LAZY = ("analysis", "approx", "plot")
+_LAZY = ("analysis", "approx", "dynamic", "plot")
 
 
 def __getattr__(name: str) -> Any:

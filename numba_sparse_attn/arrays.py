@@ -14,15 +14,27 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ArgumentError, DtypeError, ShapeError
+from .errors import ArgumentError, DtypeError, EngineError, ShapeError
 
-__all__ = ["DTYPES", "Dimensions", "as_array", "check_arrays", "check_dtype", "check_scale", "output_array"]
+__all__ = [
+    "DTYPES",
+    "Dimensions",
+    "as_array",
+    "check_arrays",
+    "check_dtype",
+    "check_scale",
+    "host_array",
+    "output_array",
+]
 
 Array = npt.NDArray[Any]
 _Checked = TypeVar("_Checked", bound="ArrayLike")
 
 #: Element types that attention is computed in.
 DTYPES = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+
+#: DLPack's numbers for memory that the host reads: its own, and pinned memory of CUDA.
+_HOST_MEMORY = (1, 3)
 
 _DTYPE_ADVICE = "convert q, k and v to one of them with .astype(...)"
 _LAYOUT = (
@@ -81,6 +93,27 @@ def as_array(value: Any, name: str) -> Array:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return array
+
+
+def host_array(value: Any, name: str) -> Array:
+    """As :func:`as_array`, for what is computed on the host only: arrays in GPU memory are refused."""
+    if not isinstance(value, np.ndarray) and _in_device_memory(value):
+        raise EngineError(
+            f"{name} in GPU memory",
+            "arrays in host memory, for this function",
+            f"copy {name} to a NumPy array first",
+        )
+    return as_array(value, name)
+
+
+def _in_device_memory(value: Any) -> bool:
+    """Whether an array of another library says that it is not on the host."""
+    if hasattr(value, "__dlpack_device__"):
+        try:
+            return int(value.__dlpack_device__()[0]) not in _HOST_MEMORY
+        except BufferError:  # an array in several memories has no answer
+            return True
+    return hasattr(type(value), "__cuda_array_interface__")
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:

@@ -17,9 +17,10 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -81,9 +82,13 @@ class Docstring:
     example: str
 
 
-def read_docstring(entry: Entry) -> Docstring:
-    """The docstring of a pattern, which must have all of these parts."""
-    lines = (inspect.getdoc(entry.build) or "").splitlines()
+def read_docstring(build: Callable[..., Any], cards: Collection[str] = CATALOGUE) -> Docstring:
+    """The docstring of a pattern, which must have all of these parts; names with `cards` become links."""
+
+    def markdown(text: str) -> str:
+        return _markdown(text, cards)
+
+    lines = (inspect.getdoc(build) or "").splitlines()
     bounds = [number - 1 for number, line in enumerate(lines) if line and not line.strip("-")]
     sections = {
         lines[begin]: lines[begin + 2 : end]
@@ -92,29 +97,29 @@ def read_docstring(entry: Entry) -> Docstring:
     notes = {}
     for paragraph in "\n".join(sections["Notes"]).strip().split("\n\n"):
         label, _, text = paragraph.partition(":")
-        notes[label] = _markdown(" ".join(text.split()))
+        notes[label] = markdown(" ".join(text.split()))
     return Docstring(
-        summary=_markdown(lines[0]),
-        text=_fence(lines[1 : bounds[0]]),
-        parameters=list(_definitions(sections["Parameters"])),
+        summary=markdown(lines[0]),
+        text=_fence(lines[1 : bounds[0]], markdown),
+        parameters=list(_definitions(sections["Parameters"], markdown)),
         notes=notes,
         example="\n".join(sections["Examples"]).strip(),
     )
 
 
-def _markdown(text: str) -> str:
-    """Inline reStructuredText as Markdown; other patterns become links."""
+def _markdown(text: str, cards: Collection[str]) -> str:
+    """Inline reStructuredText as Markdown."""
 
     def link(match: re.Match[str]) -> str:
         name = match.group(1)
-        return f"[`{name}`]({name}.md)" if name in CATALOGUE else f"`{name}`"
+        return f"[`{name}`]({name}.md)" if name in cards else f"`{name}`"
 
     text = re.sub(r":func:`([\w.]+)`", link, text).replace("``", "`")
     # A cost is code, too: its stars must not become emphasis.
     return re.sub(r"\bO\((?:[^()`]|\((?:[^()`]|\([^()`]*\))*\))*\)", r"`\g<0>`", text)
 
 
-def _fence(lines: Sequence[str]) -> str:
+def _fence(lines: Sequence[str], markdown: Callable[[str], str]) -> str:
     """Indented blocks become fenced ones."""
     blocks = []
     for block in re.split(
@@ -124,16 +129,16 @@ def _fence(lines: Sequence[str]) -> str:
             body = "\n".join(line[4:] for line in block.strip("\n").splitlines())
             blocks.append(f"```text\n{body}\n```")
         elif block.strip():
-            blocks.append(_markdown(block.strip()))
+            blocks.append(markdown(block.strip()))
     return "\n\n".join(blocks)
 
 
-def _definitions(lines: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _definitions(lines: Sequence[str], markdown: Callable[[str], str]) -> Iterator[tuple[str, str, str]]:
     """(name, type, meaning) of every parameter."""
     for item in re.split(r"\n(?=\S)", "\n".join(lines).strip()):
         head, _, body = item.partition("\n")
         name, _, kind = head.partition(" : ")
-        yield name, kind, _markdown(" ".join(body.split()))
+        yield name, kind, markdown(" ".join(body.split()))
 
 
 def percent(share: float) -> str:
@@ -149,9 +154,20 @@ def sparsity(entry: Entry, arguments: dict[str, object]) -> tuple[tuple[int, int
     return heads[0].shape, pairs, 1 - pairs / size
 
 
+def signature_of(build: Callable[..., Any]) -> str:
+    """Arguments and their types, as they stand in the source."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(build)))
+
+
+def parameter_table(doc: Docstring) -> list[str]:
+    """The table of a card that says what each argument means."""
+    rows = (f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in doc.parameters)
+    return ["| parameter | | meaning |", "|---|---|---|", *rows]
+
+
 def card(entry: Entry) -> str:
     """The card of one pattern."""
-    doc = read_docstring(entry)
+    doc = read_docstring(entry.build)
     rows = []
     for label, arguments in (
         ("picture", entry.examples[0]),
@@ -162,7 +178,7 @@ def card(entry: Entry) -> str:
             f"| {label} | `{entry.call(arguments)}` | {shape[0]} x {shape[1]} | {pairs} | {percent(share)} |"
         )
     heads = f", the {entry.heads} heads below one another" if entry.heads else ""
-    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(entry.build)))
+    signature = signature_of(entry.build)
     return "\n".join(
         [
             f"# {entry.name}",
@@ -177,9 +193,7 @@ def card(entry: Entry) -> str:
             f"{entry.name}{signature}",
             "```",
             "",
-            "| parameter | | meaning |",
-            "|---|---|---|",
-            *(f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in doc.parameters),
+            *parameter_table(doc),
             "",
             *(f"- **{heading}:** {doc.notes[label]}" for label, heading in NOTES.items()),
             "",
@@ -256,7 +270,8 @@ def index() -> str:
         "In the pictures rows are queries, columns are keys and selected pairs are dark. Sparsity is",
         f"the share of pairs that is *not* selected, in a usual setting of about {LENGTH} tokens that the",
         "card gives. Patterns that are not here are as welcome: any SciPy sparse array is one, the",
-        "adjacency of a graph, say.",
+        "adjacency of a graph, say. Patterns that are chosen by looking at q and k have",
+        "[an atlas of their own](dynamic/README.md).",
         "",
         "| | pattern | what a query sees | sparsity |",
         "|---|---|---|--:|",
@@ -264,7 +279,7 @@ def index() -> str:
     for entry in entries:
         share = sparsity(entry, entry.scaled(LENGTH))[2]
         picture = f'<img src="{entry.name}.png" width="100" alt="">'
-        summary = read_docstring(entry).summary
+        summary = read_docstring(entry.build).summary
         lines.append(f"| {picture} | [`{entry.name}`]({entry.name}.md) | {summary} | {percent(share)} |")
     lines += ["", "## Known under other names", "", "| elsewhere | here |", "|---|---|"]
     lines += [f"| {known} | [`{name}`]({name}.md){how and ' ' + how} |" for known, name, how in OTHER_NAMES]
@@ -305,9 +320,8 @@ def golden(entry: Entry) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(entry.brute_force(arguments, entry.patterns(arguments)[0].shape))
 
 
-def write_golden(entry: Entry) -> None:
-    """Write the stored pattern, unless the file has it already."""
-    path, array = ATLAS / f"{entry.name}.npz", golden(entry)
+def write_golden(path: Path, array: scipy.sparse.csr_array) -> None:
+    """Write a stored pattern, unless the file has it already."""
     if path.exists():
         stored = scipy.sparse.load_npz(path)
         if stored.shape == array.shape and (stored != array).nnz == 0:
@@ -315,20 +329,19 @@ def write_golden(entry: Entry) -> None:
     scipy.sparse.save_npz(path, array)
 
 
-def write_picture(entry: Entry) -> None:
-    """Draw the card's example, 300 pixels wide."""
+def write_picture(path: Path, heads: Sequence[Pattern]) -> None:
+    """Draw a card's example, 300 pixels wide."""
     from matplotlib.figure import Figure
 
     from numba_sparse_attn.plot import plot_pattern
 
-    heads = entry.patterns(entry.examples[0])
-    figure = Figure(figsize=(3, 1.8 if entry.heads else 3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(3, 1.8 if len(heads) > 1 else 3), dpi=100, layout="constrained")
     for ax, head in zip(np.atleast_1d(figure.subplots(1, len(heads))), heads, strict=True):
         plot_pattern(head, ax)
         ax.set_title("")
         ax.label_outer()
         ax.tick_params(labelsize=7)
-    figure.savefig(ATLAS / f"{entry.name}.png", metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -343,8 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, text in cards().items():
         (ATLAS / name).write_text(text, "utf-8")
     for entry in CATALOGUE.values():
-        write_golden(entry)
-        write_picture(entry)
+        write_golden(ATLAS / f"{entry.name}.npz", golden(entry))
+        write_picture(ATLAS / f"{entry.name}.png", entry.patterns(entry.examples[0]))
     print(f"{len(CATALOGUE)} patterns in {ATLAS.relative_to(ROOT)}/")
 
 

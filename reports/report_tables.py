@@ -234,7 +234,7 @@ def build_table(found: Iterable[Row]) -> str:
 
 
 def process_table(found: Iterable[Row]) -> str:
-    """Cold starts, planning, the cost of a call, and peak memory."""
+    """Cold starts, planning, selecting, the cost of a call, and peak memory."""
     lines = []
     for row in found:
         if row["kind"] == "cold":
@@ -243,6 +243,9 @@ def process_table(found: Iterable[Row]) -> str:
             )
         elif row["kind"] == "plan":
             lines.append([f"`{row['case']}`", format_seconds(row["seconds"]), f"to plan {row['pattern']}"])
+        elif row["kind"] == "select":
+            beside = f"to select; attention over it {format_seconds(row['attention_seconds'])}"
+            lines.append([f"`{row['case']}`", format_seconds(row["seconds"]), beside])
         elif row["kind"] == "host":
             what = (
                 "of the host, to queue one call" if on_gpu(row) else "of a call that computes next to nothing"

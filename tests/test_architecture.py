@@ -40,6 +40,8 @@ ALLOWED = {
     "formats": BASE,
     "patterns": HOST,
     "arrays": HOST,
+    # Selections by content read q and k and give patterns: below plans and engines, like patterns.
+    "dynamic": HOST | {"arrays", "patterns"},
     "cpu": HOST,
     "cuda": HOST,
     "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays", "cuda.launch"},
@@ -63,7 +65,11 @@ ALLOWED = {
     "analysis": HOST | {"arrays", "patterns", "planner", "api", "plot"},
     # Linformer is attention over mixtures of keys, which is a call of ours.
     "approx": {"errors", "patterns", "api"},
-    "__init__": HOST | {"arrays", "patterns", "planner", "api"},
+    # Results of calls are put together without looking at a pattern or an engine.
+    "merging": HOST | {"arrays"},
+    # Weights are checked like a measure of analysis, and computed by a kernel of the CPU engine.
+    "weights": HOST | {"arrays", "patterns", "analysis", "cpu"},
+    "__init__": HOST | {"arrays", "patterns", "planner", "api", "merging", "weights"},
     "testing": HOST | {"arrays", "patterns", "planner", "api", "reference"},
 }
 ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference"}
@@ -242,7 +248,7 @@ def test_every_engine_has_the_same_three_names(engine: str) -> None:
 def public_functions() -> dict[str, object]:
     """Functions that a user is shown: those in the ``__all__`` of the package and of its namespaces."""
     found = {}
-    for module_name in ("", ".patterns", ".formats", ".testing", ".reference", ".plot"):
+    for module_name in ("", ".patterns", ".formats", ".dynamic", ".testing", ".reference", ".plot"):
         module = importlib.import_module("numba_sparse_attn" + module_name)
         for name in module.__all__:
             thing = getattr(module, name)

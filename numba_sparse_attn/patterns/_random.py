@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["chosen", "distinct_choices", "splitmix64"]
+__all__ = ["chosen", "distinct_choices", "splitmix64", "words"]
 
 _INCREMENT = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -30,7 +30,7 @@ def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return state ^ (state >> np.uint64(_SHIFTS[2]))
 
 
-def _words(start: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def words(start: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """Words `numbers` (from 0) of the splitmix64 streams that start at `start`."""
     return _mix(start + (numbers + 1).astype(np.uint64) * np.uint64(_INCREMENT))
 
@@ -58,7 +58,7 @@ def distinct_choices(
     """
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     choices = np.empty(int(indptr[-1]), np.int64)
-    streams = _words(np.full(len(rows), seed, np.uint64), rows)
+    streams = words(np.full(len(rows), seed, np.uint64), rows)
     draws = _likely_draws(counts, limits)
     step = max(1, _WORDS // draws)
     for begin in range(0, len(rows), step):
@@ -84,7 +84,7 @@ def _choose(
 ) -> npt.NDArray[np.int64]:
     moduli = np.maximum(limits, 1).astype(np.uint64)[:, None]
     while True:
-        values = (_words(streams[:, None], np.arange(draws)) % moduli).astype(np.int64)
+        values = (words(streams[:, None], np.arange(draws)) % moduli).astype(np.int64)
         order = np.argsort(values, axis=1, kind="stable")
         ascending = np.take_along_axis(values, order, axis=1)
         first = np.ones_like(order, np.bool_)

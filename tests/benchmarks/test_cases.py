@@ -11,10 +11,11 @@ import numba_sparse_attn as nsa
 from benchmarks import cases, graphs, kinds
 from benchmarks.peers import PEERS, load_peer
 from benchmarks.workload import Host, make_workload
+from numba_sparse_attn.dynamic.catalogue import SELECTIONS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 ALL = [*cases.all_cases(), *cases.tiny_cases()]
-NAMED = [case for case in ALL if not isinstance(case, kinds.RateCase)]
+NAMED = [case for case in ALL if not isinstance(case, kinds.RateCase | kinds.SelectCase)]
 
 
 def test_names_are_unique_and_have_a_table() -> None:
@@ -42,6 +43,12 @@ def test_the_catalogue_is_covered() -> None:
         for name in CATALOGUE:
             for direction in ("forward", "backward"):
                 assert {f"{table}/{name}_{direction}", f"gpu-{table}/{name}_{direction}"} <= names
+
+
+def test_every_selection_is_measured() -> None:
+    found = [case for case in cases.all_cases() if isinstance(case, kinds.SelectCase)]
+    assert {case.selection for case in found if case.length == 4096} == set(SELECTIONS)
+    assert all(case.label.startswith(f"{case.selection}(q, k, ") for case in found)
 
 
 def test_sweeps_are_the_same_on_the_host_and_on_a_gpu() -> None:

@@ -36,7 +36,8 @@ def test_the_whole_suite_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     found = rows_of(path)
     assert {row["status"] for row in found} == {"measured"}
-    assert {row["kind"] for row in found} == {"rate", "attention", "build", "plan", "memory", "cold", "host"}
+    kinds_of_rows = {"rate", "attention", "build", "plan", "select", "memory", "cold", "host"}
+    assert {row["kind"] for row in found} == kinds_of_rows
     assert {row["case"] for row in found} == {case.name for case in cases.TINY}
     printed = capsys.readouterr().out
     for row in found:

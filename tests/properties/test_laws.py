@@ -130,27 +130,6 @@ def test_a_full_pattern_is_dense_softmax(n_q, n_k, seed):
     budget.check(out=out, lse=lse)
 
 
-@given(strategies.problems(names=["float64"], largest=140), st.data())
-def test_splitting_the_keys_and_merging_by_lse_gives_the_whole(problem, data):
-    report(problem)
-    cut = data.draw(st.integers(0, problem.k.shape[-2]), label="cut")
-    parts = []
-    for keys in (slice(cut), slice(cut, None)):
-        part = replace(
-            problem, k=problem.k[..., keys, :], v=problem.v[..., keys, :], mask=problem.mask[..., keys]
-        )
-        results = run(part)
-        parts.append((results["out"], results["lse"]))
-    lse = np.logaddexp(parts[0][1], parts[1][1])
-    safe = np.where(np.isfinite(lse), lse, 0.0)
-    out = sum(np.exp(part_lse - safe)[..., None] * part_out for part_out, part_lse in parts)
-    # Merged in float64 and rounded to float32, it may differ from the whole like a float32 result.
-    whole = run(problem)
-    low = budget_for(problem.cast(np.float32), gradients=False)
-    merged = replace(low, expected={"out": whole["out"], "lse": whole["lse"]})
-    merged.check(out=out.astype(np.float32), lse=lse.astype(np.float32))
-
-
 @given(wide)
 def test_values_of_one_give_one(problem):
     report(problem)

@@ -1,0 +1,190 @@
+"""What every selection does first, check q and k, and what it does last, stack a pattern a head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import arrays
+from ..errors import ArgumentError, ShapeError
+from ..formats.pieces import UNBOUNDED, make_pieces
+from ..patterns._arguments import check_flag, check_int, title
+from ..patterns.heads import HeadPatterns
+from ..patterns.pattern import Pattern
+
+__all__ = ["Call", "Floats", "Integers", "named"]
+
+Floats = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+
+
+class _Words:
+    """Stands for an argument in the name of a pattern."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def __repr__(self) -> str:
+        return self._words
+
+
+def named(select: Callable[..., Any], **arguments: Any) -> str:
+    """The call that selects, as a pattern's name: without q and k, arrays by their shape."""
+    return title(select, **{name: _shown(value) for name, value in arguments.items()})
+
+
+def _shown(value: Any) -> Any:
+    if hasattr(value, "shape") and value.shape:
+        return _Words(f"<{' x '.join(map(str, value.shape))}>")
+    if isinstance(value, list | tuple) and not all(map(np.isscalar, value)):
+        return _Words(f"<{len(value)} layers>")
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Checked queries and keys, in the type that sums are taken in.
+
+    Attributes
+    ----------
+    q : float32 or float64 [batch, heads, n_q, d]
+    k : [batch, kv_heads, n_k, d]
+    lead : the axes before heads
+    flat : whether there was no heads axis
+    causal : bool
+    """
+
+    q: Floats
+    k: Floats
+    lead: tuple[int, ...]
+    flat: bool
+    causal: bool
+
+    @classmethod
+    def of(cls, q: Any, k: Any, causal: Any) -> Call:
+        """Check the arrays of a call and widen them."""
+        causal = check_flag("causal", causal)
+        queries, keys = arrays.host_array(q, "q"), arrays.host_array(k, "k")
+        # Selection reads no values: the keys stand in for them.
+        sizes = arrays.check_arrays(queries, keys, keys)
+        kind = np.float64 if sizes.dtype == np.float64 else np.float32
+
+        def heads_first(array: Floats, heads: int) -> Floats:
+            shaped = array.reshape(sizes.batch, heads, *array.shape[-2:])
+            return np.ascontiguousarray(shaped, kind)
+
+        return cls(
+            heads_first(queries, sizes.heads),
+            heads_first(keys, sizes.kv_heads),
+            sizes.lead,
+            sizes.flat,
+            causal,
+        )
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return int(self.q.shape[1])
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key head."""
+        return self.heads // int(self.k.shape[1])
+
+    @property
+    def n_q(self) -> int:
+        """Queries."""
+        return int(self.q.shape[2])
+
+    @property
+    def n_k(self) -> int:
+        """Keys."""
+        return int(self.k.shape[2])
+
+    @property
+    def offset(self) -> int:
+        """Query i stands where key ``i + offset`` does: the last query beside the last key."""
+        return self.n_k - self.n_q
+
+    @property
+    def differences(self) -> tuple[int, int]:
+        """Band of j - i that a query may see, for pieces."""
+        return -UNBOUNDED, self.offset if self.causal else UNBOUNDED
+
+    @cached_property
+    def visible(self) -> Integers:
+        """How many keys, from the first on, each query may see."""
+        if not self.causal:
+            return np.full(self.n_q, self.n_k, np.int64)
+        return np.clip(np.arange(self.n_q, dtype=np.int64) + self.offset + 1, 0, self.n_k)
+
+    def queries(self, batch: int, head: int) -> Floats:
+        """``[n_q, d]`` of one head."""
+        return np.asarray(self.q[batch, head])
+
+    def keys(self, batch: int, head: int) -> Floats:
+        """``[n_k, d]`` of the key head that a query head reads."""
+        return np.asarray(self.k[batch, head // self.group])
+
+    def per_head(self, name: str, value: Any, *, low: int = 0) -> list[int]:
+        """A whole number for every query head, from one for all of them or from as many as there are."""
+        return [check_int(name, item, low=low) for item in self._items(name, value)]
+
+    def per_head_float(self, name: str, value: Any) -> list[float]:
+        """A finite number for every query head, likewise."""
+        numbers = []
+        for item in self._items(name, value):
+            try:
+                number = float(item)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise ArgumentError(f"{name}={item!r}", "finite numbers", f"correct {name}")
+            numbers.append(number)
+        return numbers
+
+    def _items(self, name: str, value: Any) -> list[Any]:
+        if np.ndim(value) == 0:
+            return [value] * self.heads
+        items = list(value)
+        if len(items) != self.heads:
+            raise ArgumentError(
+                f"{name} with {len(items)} values for {self.heads} query heads",
+                "one number for all heads, or one for every query head",
+                f"give {self.heads} values",
+            )
+        return items
+
+    def head_arrays(self, name: str, value: Any, shape: tuple[int | None, ...]) -> Floats:
+        """A parameter as ``[heads, *shape]``, given so or without the heads axis; None is any length."""
+        array = arrays.host_array(value, name)
+        wanted = [self.heads, *shape][-array.ndim :] if 0 <= array.ndim - len(shape) <= 1 else [None]
+        fits = len(wanted) == array.ndim and all(
+            want in (None, have) for want, have in zip(wanted, array.shape, strict=True)
+        )
+        if not fits or array.dtype.kind not in "fiuV" or not np.isfinite(array.astype(np.float64)).all():
+            layout = ", ".join("any" if length is None else str(length) for length in shape)
+            raise ShapeError(
+                f"{name} of {array.dtype.name} with shape {array.shape} for {self.heads} query heads",
+                f"finite numbers of shape ({layout}), or ({self.heads}, {layout}) for one set a head",
+                f"correct {name}",
+            )
+        wide = array.astype(self.q.dtype)
+        return np.broadcast_to(wide, (self.heads, *wide.shape[wide.ndim - len(shape) :]))
+
+    def stack(self, select: Callable[[int, int], Pattern], *, shared: bool = False) -> Pattern | HeadPatterns:
+        """The pattern of every head, ``select(batch, head)``; with `shared` one for each key head."""
+        step = self.group if shared else 1
+        made = [select(batch, head) for batch in range(len(self.q)) for head in range(0, self.heads, step)]
+        if self.flat:
+            return made[0]
+        index = np.repeat(np.arange(len(made)), step).reshape(*self.lead, self.heads)
+        # Without any batch element there still is a shape to remember.
+        nothing = Pattern.from_pieces((self.n_q, self.n_k), make_pieces(rows=(0, 0), columns=(0, 0)))
+        return HeadPatterns(made or [nothing], index)

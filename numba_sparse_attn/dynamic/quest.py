@@ -1,0 +1,109 @@
+"""Pages of keys by the largest score that a key in them could have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..patterns._arguments import check_int, title
+from ..patterns._spans import blocks
+from ..patterns.heads import HeadPatterns
+from ..patterns.pattern import Pattern
+from . import _dense
+from ._blocks import Blocks
+from ._call import Call, Floats
+from .catalogue import Array, Case, Mask, by_head, entry
+
+__all__ = ["quest"]
+
+
+def _definition(q: Array, k: Array, budget: int, page: int, causal: bool = False) -> Mask:
+    pages = [k[list(keys)] for keys in _dense.ranges(len(k), page)]
+    scores = np.zeros((len(q), len(pages)))
+    for number, keys in enumerate(pages):
+        bounds = np.maximum(q * keys.min(axis=0), q * keys.max(axis=0))
+        scores[:, number] = bounds.sum(axis=1)
+    return _dense.best_blocks(scores, (len(q), len(k)), page, 1, budget, causal)
+
+
+@entry(
+    examples=lambda: [
+        Case(48, 48, {"budget": 3, "page": 6, "causal": True}),
+        Case(33, 70, {"budget": [1, 2, 3, 40], "page": 8}, heads=4, kv_heads=2),
+        Case(1, 61, {"budget": 4, "page": 4, "causal": True}),
+        Case(40, 25, {"budget": 2, "page": 4, "causal": True}),
+        Case(5, 0, {"budget": 1, "page": 4}),
+    ],
+    dense=by_head(_definition, "budget"),
+    scaled=lambda length: Case(length, length, {"budget": 16, "page": 16, "causal": True}, head_dim=64),
+)
+def quest(q: Any, k: Any, budget: Any, page: int, *, causal: bool = False) -> Pattern | HeadPatterns:
+    """Every query sees the pages of keys that could hold the largest scores, judged by their extremes.
+
+    ::
+
+        {(i, j) : page of j among the `budget` best for i}
+        score of i, p = sum over channels c of max(q_ic * min(k_c over p), q_ic * max(k_c over p))
+
+    No key of a page has a larger score than the page. Where causal, the page in which the query itself
+    stands is the first of the best, and pages after it are out.
+
+    Parameters
+    ----------
+    q : array (..., heads, n_q, d) or (n_q, d)
+    k : array (..., kv_heads, n_k, d) or (n_k, d)
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+    budget : int or sequence of int
+        Pages of every query, its own among them, at least 1; one number, or one for every query head.
+    page : int
+        Keys in a page, at least 1. The last page may be shorter.
+    causal : bool
+        Only keys ``j <= i + n_k - n_q`` may be seen.
+
+    Returns
+    -------
+    Pattern or HeadPatterns
+        A pattern for ``(n, d)`` arrays, else one for every head of every batch element. Held as a table of
+        pages; rows are made when they are needed.
+
+    Notes
+    -----
+    Pairs: at most ``n_q * budget * page``.
+
+    Cost: O(n_k * d + 2 * n_q * n_k * d / page) time to select; the pattern is `budget` numbers a query.
+
+    Use: while decoding, one query at a time over a cache in pages, as in Quest (2024).
+
+    Avoid: with long pages: their extremes soon promise everything.
+
+    Examples
+    --------
+    >>> import numpy as np, numba_sparse_attn as nsa
+    >>> q, k = np.array([[1.0, -1.0]]), np.array([[0.0, 0.0], [3.0, 3.0], [2.0, 0.0], [0.0, 0.0]])
+    >>> nsa.dynamic.quest(q, k, 1, 2).toarray().astype(int)  # pages that promise 3 and 2
+    array([[1, 1, 0, 0]])
+    """
+    call = Call.of(q, k, causal)
+    budgets = call.per_head("budget", budget, low=1)
+    page = check_int("page", page, low=1)
+    name = title(quest, budget=budget, page=page, causal=causal)
+    choice = Blocks(call, page)
+
+    def select(batch: int, head: int) -> Pattern:
+        queries, extremes = call.queries(batch, head), _extremes(call.keys(batch, head), page)
+        # A factor of at least 0 meets the maximum of its channel, a smaller one the minimum.
+        signed = np.concatenate([np.maximum(queries, 0.0), np.minimum(queries, 0.0)], axis=1)
+        return choice.pattern(choice.choose(signed, extremes, budgets[head]), name)
+
+    return call.stack(select)
+
+
+def _extremes(keys: Floats, page: int) -> Floats:
+    """Maxima and then minima of the channels, ``[pages, 2 * d]``."""
+    begins = blocks(len(keys), page)[0]
+    if not len(begins):
+        return np.concatenate([keys, keys], axis=1)
+    return np.concatenate(
+        [np.maximum.reduceat(keys, begins, axis=0), np.minimum.reduceat(keys, begins, axis=0)], axis=1
+    )
