@@ -45,7 +45,7 @@ def parse_options(
     families : sequence of str
         That it runs unless told otherwise, and may be told to.
     lengths : sequence of int
-        Tokens of a document unless told otherwise.
+        Tokens of a document unless told otherwise; no such option if there are none.
     arguments : sequence of str, optional
         In place of those of the process.
     densities : sequence of float
@@ -67,7 +67,8 @@ def parse_options(
     if source is not None:
         parser.add_argument(source[0], type=Path, help=source[1])
     parser.add_argument("--output", type=Path, help=f"results file; {RESULTS.name}/{name}.json if not given")
-    parser.add_argument("--lengths", type=int, nargs="+", help=f"tokens of a document; {[*lengths]}")
+    if lengths:
+        parser.add_argument("--lengths", type=int, nargs="+", help=f"tokens of a document; {[*lengths]}")
     parser.add_argument("--documents", type=int, help="only so many documents")
     parser.add_argument("--densities", type=float, nargs="+", help="shares of the dense causal pairs")
     parser.add_argument("--families", nargs="+", choices=list(families))

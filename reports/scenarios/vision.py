@@ -200,11 +200,11 @@ def _measure(images: Images, steps: int, tested: int, cell: Row) -> Row:
 
 def run(arguments: Sequence[str] | None = None) -> Path:
     """Train what the command line asks for and is not there yet; returns the results file."""
-    quick: dict[str, Any] = {"families": ["multiscale", "axial"], "lengths": [64], "documents": 100}
+    quick: dict[str, Any] = {"families": ["multiscale", "axial"], "documents": 100}
     options = parse_options(
         "vision",
         FAMILIES,
-        (64,),
+        (),
         arguments,
         densities=DENSITIES,
         seeds=SEEDS,
