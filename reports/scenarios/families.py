@@ -17,7 +17,17 @@ import numpy.typing as npt
 
 from numba_sparse_attn import Pattern, patterns
 
-__all__ = ["DENSE", "DENSITIES", "FAMILIES", "SEEDED", "Lines", "Text", "largest", "make_pattern"]
+__all__ = [
+    "DENSE",
+    "DENSITIES",
+    "FAMILIES",
+    "SEEDED",
+    "Lines",
+    "Text",
+    "largest",
+    "largest_size",
+    "make_pattern",
+]
 
 #: Dense causal attention, the yardstick.
 DENSE = "dense"
@@ -89,6 +99,14 @@ def largest(make: Callable[[int], Pattern], budget: int, high: int) -> Pattern:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if make(middle).nnz <= budget else (low, middle - 1)
     return make(low)
+
+
+def largest_size(make: Callable[[int], Pattern], budget: int, high: int) -> int:
+    """The largest size from `high` to 1 with at most `budget` pairs, where they may fall as it grows."""
+    for size in range(high, 0, -1):
+        if make(size).nnz <= budget:
+            return size
+    raise _too_small(make(1), budget)
 
 
 def _too_small(least: Pattern, budget: int) -> ValueError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from numba_sparse_attn import Pattern, patterns
 
-from .families import DENSE, largest
+from .families import DENSE, largest, largest_size
 
 __all__ = ["GRID_FAMILIES", "Grid", "make_grid"]
 
@@ -77,13 +77,13 @@ def _axial(side: int, layers: int, budget: int, seed: int) -> Grid:
 
 
 def _shifted_windows(side: int, layers: int, budget: int, seed: int) -> Grid:
-    """The window that it lies in; in every second layer the windows are moved by half of one."""
+    """The window that it lies in; every second layer's are moved by half of one, and cut at the borders."""
 
-    def windows(more: int, shift: int = 0) -> Pattern:
-        return patterns.shifted_windows((side, side), more + 1, shift)
+    def windows(window: int, shift: int = 0) -> Pattern:
+        return patterns.shifted_windows((side, side), window, shift)
 
-    window = 1 + max(more for more in range(side) if windows(more).nnz <= budget)
-    return Grid([windows(window - 1, layer % 2 * (window // 2)) for layer in range(layers)])
+    window = largest_size(windows, budget, side)
+    return Grid([windows(window, layer % 2 * (window // 2)) for layer in range(layers)])
 
 
 def _multiscale(side: int, layers: int, budget: int, seed: int) -> Grid:

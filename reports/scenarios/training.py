@@ -188,6 +188,7 @@ def run(arguments: Sequence[str] | None = None) -> Path:
         seeds=SEEDS,
         steps=STEPS,
         source=None,
+        quick={"families": ["window", "strided"]},
     )
     text = np.frombuffer(documents.training_code(), np.uint8).astype(np.int64)
     recipe = f"{_SHAPE}, batches of {_BATCH}, Adam at {_RATE:g}"
