@@ -1,6 +1,6 @@
 """Rows of the scenarios to `reports/quality.md`.
 
-python -m reports.scenarios.summary             rewrite it from the rows in reports/results
+python -m reports.scenarios.summary             rewrite it, and its figure, from the rows in reports/results
 python -m reports.scenarios.summary --check     change nothing; status 1 if the text is stale
 """
 
@@ -39,9 +39,10 @@ from .tables import (
 from .trained_tables import embeddings_sections, training_sections, vision_sections
 from .two_sided import TWO_SIDED_FAMILIES
 
-__all__ = ["REPORT", "main", "report_text"]
+__all__ = ["FIGURE", "REPORT", "draw_figure", "main", "report_text"]
 
 REPORT = RESULTS.parent / "quality.md"
+FIGURE = RESULTS.parent / "figures" / "training.png"
 
 #: Buckets of positions in a table are joined to at most so many.
 _COLUMNS = 4
@@ -201,6 +202,8 @@ def report_text(results: Path = RESULTS) -> str:
         if path.exists():
             content = json.loads(path.read_text("utf-8"))
             parts += [f"## {title}", _about(name, content), *sections(content["rows"])]
+            if name == FIGURE.stem:
+                parts.append(f"![Loss over steps and over time](figures/{FIGURE.name})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -237,6 +240,17 @@ def _documents(row: Row) -> Sequence[str]:
     return [*row.get("chapters", ()), *row.get("at_steps", ())]
 
 
+def draw_figure(results: Path = RESULTS, path: Path = FIGURE) -> None:
+    """Of training, if there are rows; needs matplotlib, which nothing else here does."""
+    rows = results / f"{FIGURE.stem}.json"
+    if rows.exists():
+        from reports.drawing import save
+
+        from .loss_curves import draw_losses
+
+        save(draw_losses(json.loads(rows.read_text("utf-8"))["rows"]), path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m reports.scenarios.summary")
@@ -246,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         return int(REPORT.read_text("utf-8") != text)
     REPORT.write_text(text, "utf-8")
+    draw_figure()
     return 0
 
 

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from numba_sparse_attn import patterns
-from reports.scenarios import comparison, documents, embeddings, summary, trained_tables, training, vision
+from reports.scenarios import (
+    comparison,
+    documents,
+    embeddings,
+    loss_curves,
+    summary,
+    trained_tables,
+    training,
+    vision,
+)
 from reports.scenarios.bert import load_embedder
 from reports.scenarios.layers import cross_entropy
 from reports.scenarios.runs import Results, Row
@@ -234,6 +243,31 @@ def test_seeds_that_not_all_families_have_are_left_out_and_the_others_averaged()
     assert "better than dense attention none; worse `better`" in trained_tables.finding(
         found, higher_is_better=False
     )
+
+
+def test_the_figure_has_a_line_a_family_over_steps_and_over_time(tmp_path: Path) -> None:
+    def row(family: str, density: float, seed: int, points: int) -> Row:
+        curve = [
+            {"step": 10 * at, "seconds": at * (1.0 + density), "loss": 5.0 / at + seed}
+            for at in range(1, points + 1)
+        ]
+        return {**sample(family, seed, {}, density), "curve": curve}
+
+    rows = [row("dense", 1.0, seed, 20) for seed in (0, 1)]
+    rows += [row("window", 0.25, seed, 30 + seed) for seed in (0, 1)]
+    figure = loss_curves.draw_losses([*rows, row("dense", 1.0, 2, 20)])
+    steps, time = figure.axes
+    assert [text.get_text() for text in time.get_legend().get_texts()] == ["dense", "window, 0.25"]
+    dense, window = steps.lines
+    # Means of five points, of the seeds that both have: the first is that of steps 10 to 50.
+    assert list(dense.get_xdata()[:2]) == pytest.approx([30, 40]) and len(dense.get_xdata()) == 16
+    first = np.mean([5.0 / at for at in range(1, 6)]) + 0.5
+    assert dense.get_ydata()[0] == pytest.approx(first) and len(window.get_xdata()) == 26
+    assert time.lines[0].get_xdata()[-1] == pytest.approx(18 * 2.0)
+
+    (tmp_path / "training.json").write_text(json.dumps({"rows": rows}), "utf-8")
+    summary.draw_figure(tmp_path, tmp_path / "some.png")
+    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_cross_entropy_of_equal_logits_is_the_logarithm_of_their_number() -> None:
