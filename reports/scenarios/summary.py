@@ -204,6 +204,10 @@ def report_text(results: Path = RESULTS) -> str:
             parts += [f"## {title}", _about(name, content), *sections(content["rows"])]
             if name == FIGURE.stem:
                 parts.append(f"![Loss over steps and over time](figures/{FIGURE.name})")
+    missing = [name for name in _SECTIONS if not (results / f"{name}.json").exists()]
+    if missing:
+        commands = ", ".join(f"`python -m reports.scenarios.{name}`" for name in missing)
+        parts += ["## Not run yet", f"There are no rows of {commands}; `--help` says what they need."]
     return "\n\n".join(parts) + "\n"
 
 

@@ -85,6 +85,8 @@ def test_quick_runs_go_through_and_are_not_run_again(
     assert {row["family"] for row in rows} == FAMILIES[name]
     text = summary.report_text(tmp_path)
     assert all(f"`{family}`" in text for family in FAMILIES[name]) and "the best is" in text
+    _, _, missing = text.partition("## Not run yet")
+    assert [other for other in RUNS if f"scenarios.{other}`" in missing] == [o for o in RUNS if o != name]
 
     # The last row is lost, as if the run had been interrupted: it is the only one that is made.
     content = json.loads(output.read_text("utf-8"))
