@@ -114,9 +114,10 @@ def vision_sections(rows: Sequence[Row]) -> list[str]:
     return [
         "The pattern is part of the model here: it is trained with it. A document is an image, and its value "
         f"the mean over the seeds {_seeds(whole)}: intervals and tests are about other images, for these "
-        "models. How much models differ from seed to seed is in the second table. Of `multiscale`, *share* "
-        "counts the pairs of its pyramid as well; its 20 more tokens also cost a third more of everything "
-        "else.",
+        "models. How much models differ from seed to seed is in the second table, and may be as much as they "
+        "differ from pattern to pattern. Images are small and few: this is about patterns that help a model "
+        "to learn from little. Of `multiscale`, *share* counts the pairs of its pyramid as well; its 20 more "
+        "tokens also cost a third more of everything else.",
         "### Accuracy",
         *_compared(whole, hits, "accuracy", (percent, points), higher_is_better=True, dense_pairs=all_pairs),
         "### Seed by seed, and the time of the CPU",
@@ -137,7 +138,8 @@ def training_sections(rows: Sequence[Row]) -> list[str]:
         "The pattern is part of the model here: it is trained with it. Losses are in nats a byte, of modules "
         f"that the model has not seen; a document's is the mean over the seeds {_seeds(whole)}, so that "
         "intervals and tests are about other documents, for these models. How much models differ from seed "
-        "to seed is in the third table.",
+        "to seed is in the third table. Training ends long before the models have learnt what they could: "
+        "this is how fast they begin to, and not what a pattern costs in the end.",
         "### Loss after the same steps",
         *_compared(whole, partial(of, "at_steps"), "loss", show, higher_is_better=False),
         "### Loss after the time that dense attention took",
