@@ -1,4 +1,4 @@
-"""The figures of benchmark rows. Only this file and `curves.py` need matplotlib.
+"""The figures of benchmark rows. Only this file, `curves.py` and `scenarios/loss_curves.py` need matplotlib.
 
 Whoever prints them in grey or sees no red and green can still read them: every color comes with a hatch, a
 marker or a line style of its own.

@@ -1,4 +1,5 @@
-"""What sparse attention costs in quality: a pretrained model run with every pattern, on real documents.
+"""What sparse attention costs in quality: pretrained models run with every pattern, small ones trained.
 
-One file a scenario (`language`, `code`, `retrieval`); each writes `reports/results/<name>.json`.
+One file a scenario (`language`, `code`, `retrieval` and `embeddings`; `vision` and `training`); each writes
+`reports/results/<name>.json`.
 """

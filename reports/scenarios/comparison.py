@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,19 @@ from scipy import stats
 from .families import DENSE
 from .runs import Row
 
-__all__ = ["RESAMPLES", "Comparison", "bootstrap_interval", "compare", "complete_rows", "holm", "paired_p"]
+__all__ = [
+    "RESAMPLES",
+    "Comparison",
+    "all_pairs",
+    "bootstrap_interval",
+    "causal_pairs",
+    "compare",
+    "complete_rows",
+    "holm",
+    "paired_p",
+    "per_document",
+    "whole_seeds",
+]
 
 Floats = npt.NDArray[np.float64]
 #: Tokens, density, family.
@@ -123,8 +135,52 @@ def _cell(row: Row) -> _Cell:
     return row["tokens"], row["density"], row["family"]
 
 
+def causal_pairs(tokens: int) -> float:
+    """Of dense attention to the past."""
+    return tokens * (tokens + 1) / 2
+
+
+def all_pairs(tokens: int) -> float:
+    """Of dense attention."""
+    return float(tokens) ** 2
+
+
+def whole_seeds(rows: Iterable[Row]) -> list[Row]:
+    """The rows of the seeds that all families were run from, of models that are trained.
+
+    Then the mean over seeds is over the same ones for every family.
+    """
+    found = list(rows)
+    ran: dict[int, set[tuple[float, str]]] = {}
+    for row in found:
+        ran.setdefault(row["seed"], set()).add((row["density"], row["family"]))
+    wanted = set().union(*ran.values())
+    return [row for row in found if ran[row["seed"]] == wanted]
+
+
+def per_document(rows: Iterable[Row], values: Callable[[Row], Mapping[str, float]]) -> list[Row]:
+    """One row a document, of rows that hold a value for each of several.
+
+    Its value is called so, and its document by the name that `values` has for it.
+    """
+    return [
+        {
+            **{name: row[name] for name in ("tokens", "family", "density", "seed", "pairs")},
+            "document": document,
+            "digest": row.get("digest", ""),
+            "value": value,
+        }
+        for row in rows
+        for document, value in values(row).items()
+    ]
+
+
 def compare(
-    rows: Iterable[Row], measure: Callable[[Row], float], *, higher_is_better: bool = False
+    rows: Iterable[Row],
+    measure: Callable[[Row], float],
+    *,
+    higher_is_better: bool = False,
+    dense_pairs: Callable[[int], float] = causal_pairs,
 ) -> list[Comparison]:
     """Compare the families of every density with dense attention, and with the best of them.
 
@@ -135,6 +191,8 @@ def compare(
     measure : function of a row
     higher_is_better : bool
         Which family is the best of its density.
+    dense_pairs : function of a length
+        Pairs that are a share of 1.
 
     Returns
     -------
@@ -145,8 +203,8 @@ def compare(
     by_cell: dict[_Cell, dict[str, list[tuple[float, float]]]] = {}
     for row in complete_rows(rows):
         documents = by_cell.setdefault(_cell(row), {})
-        dense_pairs = row["tokens"] * (row["tokens"] + 1) / 2
-        documents.setdefault(row["document"], []).append((measure(row), row["pairs"] / dense_pairs))
+        share = row["pairs"] / dense_pairs(row["tokens"])
+        documents.setdefault(row["document"], []).append((measure(row), share))
     means = {
         cell: {name: np.mean(found, axis=0) for name, found in documents.items()}
         for cell, documents in by_cell.items()

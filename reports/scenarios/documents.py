@@ -12,13 +12,12 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .tokenizer import Tokenizer
-
-__all__ = ["Document", "code", "language"]
+__all__ = ["Document", "Encoder", "code", "language", "training_code"]
 
 #: Characters that a chapter has at least; shorter topics are joined until they have as many.
 _CHAPTER = 20_000
@@ -43,6 +42,13 @@ _MODULES = (
 _DEFINITION = re.compile(r"^(?:def|class) ", re.MULTILINE)
 
 
+class Encoder(Protocol):
+    """A tokenizer, as far as it is needed here."""
+
+    def encode(self, text: str) -> list[int]:
+        """Text to token numbers."""
+
+
 @dataclass(frozen=True)
 class Document:
     """The first tokens of a text."""
@@ -56,7 +62,7 @@ class Document:
         return hashlib.sha256(self.tokens.astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def language(tokenizer: Tokenizer, length: int) -> list[Document]:
+def language(tokenizer: Encoder, length: int) -> list[Document]:
     """Chapters of the language reference, `length` tokens each, as ``pydoc`` has them.
 
     The long topics one by one, then the others, joined in the order of their names.
@@ -73,7 +79,7 @@ def language(tokenizer: Tokenizer, length: int) -> list[Document]:
     return [_document(name, text, tokenizer, length) for name, text in sorted(chapters.items())]
 
 
-def code(tokenizer: Tokenizer, length: int) -> list[Document]:
+def code(tokenizer: Encoder, length: int) -> list[Document]:
     """Modules of the running interpreter's standard library, `length` tokens each.
 
     They begin with the function or class nearest to a quarter of the module: heads are prose and imports.
@@ -88,7 +94,14 @@ def code(tokenizer: Tokenizer, length: int) -> list[Document]:
     return found
 
 
-def _document(name: str, text: str, tokenizer: Tokenizer, length: int) -> Document:
+def training_code() -> bytes:
+    """All other modules of one file, one after the other."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    others = (path for path in sorted(folder.glob("*.py")) if path.stem not in _MODULES)
+    return b"\n".join(path.read_bytes() for path in others)
+
+
+def _document(name: str, text: str, tokenizer: Encoder, length: int) -> Document:
     tokens = tokenizer.encode(text)
     if len(tokens) < length:
         raise ValueError(f"{name} has {len(tokens)} tokens, fewer than {length}; take a shorter length")

@@ -17,7 +17,17 @@ import numpy.typing as npt
 
 from numba_sparse_attn import Pattern, patterns
 
-__all__ = ["DENSE", "DENSITIES", "FAMILIES", "SEEDED", "Lines", "Text", "make_pattern"]
+__all__ = [
+    "DENSE",
+    "DENSITIES",
+    "FAMILIES",
+    "SEEDED",
+    "Lines",
+    "Text",
+    "largest",
+    "largest_size",
+    "make_pattern",
+]
 
 #: Dense causal attention, the yardstick.
 DENSE = "dense"
@@ -79,7 +89,7 @@ class Text:
     boundaries: npt.NDArray[np.int64] | None = None
 
 
-def _largest(make: Callable[[int], Pattern], budget: int, high: int) -> Pattern:
+def largest(make: Callable[[int], Pattern], budget: int, high: int) -> Pattern:
     """`make` of the largest number up to `high` with at most `budget` pairs; pairs grow with the number."""
     least = make(0)
     if least.nnz > budget:
@@ -89,6 +99,14 @@ def _largest(make: Callable[[int], Pattern], budget: int, high: int) -> Pattern:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if make(middle).nnz <= budget else (low, middle - 1)
     return make(low)
+
+
+def largest_size(make: Callable[[int], Pattern], budget: int, high: int) -> int:
+    """The largest size from `high` to 1 with at most `budget` pairs, where they may fall as it grows."""
+    for size in range(high, 0, -1):
+        if make(size).nnz <= budget:
+            return size
+    raise _too_small(make(1), budget)
 
 
 def _too_small(least: Pattern, budget: int) -> ValueError:
@@ -102,7 +120,7 @@ def _window(length: int, reach: int) -> Pattern:
 def _with_window(part: Pattern, budget: int) -> Pattern:
     """`part`, and the latest keys for what is left of the budget."""
     length = part.shape[0]
-    return _largest(lambda reach: part | _window(length, reach), budget, length)
+    return largest(lambda reach: part | _window(length, reach), budget, length)
 
 
 def _dense(text: Text, budget: int, seed: int) -> Pattern:
@@ -112,12 +130,12 @@ def _dense(text: Text, budget: int, seed: int) -> Pattern:
 
 def _sliding(text: Text, budget: int, seed: int) -> Pattern:
     """The latest keys."""
-    return _largest(lambda reach: _window(text.length, reach), budget, text.length)
+    return largest(lambda reach: _window(text.length, reach), budget, text.length)
 
 
 def _sink_window(text: Text, budget: int, seed: int) -> Pattern:
     """The first four tokens and the latest keys."""
-    return _largest(lambda reach: patterns.sink_window(text.length, _SINKS, reach), budget, text.length)
+    return largest(lambda reach: patterns.sink_window(text.length, _SINKS, reach), budget, text.length)
 
 
 def _strided(text: Text, budget: int, seed: int) -> Pattern:
@@ -133,7 +151,7 @@ def _dilated(text: Text, budget: int, seed: int) -> Pattern:
     def gaps(reach: int) -> Pattern:
         return patterns.dilated_window(text.length, reach, _DILATION).causal()
 
-    return _with_window(_largest(gaps, budget // 2, text.length), budget)
+    return _with_window(largest(gaps, budget // 2, text.length), budget)
 
 
 def _bigbird(text: Text, budget: int, seed: int) -> Pattern:
@@ -143,7 +161,7 @@ def _bigbird(text: Text, budget: int, seed: int) -> Pattern:
     def chosen(count: int) -> Pattern:
         return patterns.bigbird(text.length, _BLOCK, 0, 1, count, seed).causal()
 
-    return _with_window(_largest(chosen, budget // 2, blocks), budget)
+    return _with_window(largest(chosen, budget // 2, blocks), budget)
 
 
 def _longformer(text: Text, budget: int, seed: int) -> Pattern:
@@ -153,7 +171,7 @@ def _longformer(text: Text, budget: int, seed: int) -> Pattern:
         tokens = np.arange(count) * text.length // max(count, 1)
         return patterns.global_tokens(text.length, tokens).causal()
 
-    return _with_window(_largest(hubs, budget // 2, text.length), budget)
+    return _with_window(largest(hubs, budget // 2, text.length), budget)
 
 
 def _random(text: Text, budget: int, seed: int) -> Pattern:
@@ -175,7 +193,7 @@ def _log_sparse(text: Text, budget: int, seed: int) -> Pattern:
 
 def _block_local(text: Text, budget: int, seed: int) -> Pattern:
     """The keys of the query's own block."""
-    return _largest(
+    return largest(
         lambda block: patterns.block_local(text.length, block + 1).causal(), budget, text.length - 1
     )
 
@@ -196,9 +214,9 @@ def _scoped(text: Text, budget: int, sinks: int) -> Pattern:
     The window gets a quarter of the budget: with half, it would reach as far as the tokens of the level,
     which are about half of all that are near.
     """
-    near = _largest(lambda reach: patterns.sink_window(text.length, sinks, reach), budget // 4, text.length)
+    near = largest(lambda reach: patterns.sink_window(text.length, sinks, reach), budget // 4, text.length)
     scopes = patterns.indentation(_lines(text).token_levels, 0)
-    return _largest(lambda reach: near | (scopes & _window(text.length, reach)), budget, text.length)
+    return largest(lambda reach: near | (scopes & _window(text.length, reach)), budget, text.length)
 
 
 def _lines(text: Text) -> Lines:
@@ -245,7 +263,7 @@ def _document_qa(text: Text, budget: int, seed: int) -> Pattern:
         chosen = ends[np.arange(count) * len(ends) // max(count, 1)]
         return (patterns.document_qa(text.length, text.opening, 0, boundaries=chosen) | behind).causal()
 
-    return _with_window(_largest(hubs, (hubs(0).nnz + budget) // 2, len(ends)), budget)
+    return _with_window(largest(hubs, (hubs(0).nnz + budget) // 2, len(ends)), budget)
 
 
 _Family = Callable[[Text, int, int], Pattern]
