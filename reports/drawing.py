@@ -23,6 +23,7 @@ from benchmarks.tables import format_seconds
 __all__ = [
     "Look",
     "building",
+    "by_contender",
     "energy",
     "gallery",
     "grouped_bars",

@@ -25,7 +25,7 @@ from .perplexity import BUCKET
 from .retrieval import DEPTHS, PROBES
 from .runs import RESULTS, Row
 
-__all__ = ["REPORT", "main", "report_text"]
+__all__ = ["REPORT", "all_first", "log_probability", "main", "ratio", "report_text"]
 
 REPORT = RESULTS.parent / "quality.md"
 
@@ -50,7 +50,7 @@ _INTRODUCTION = (
 )
 
 
-def _ratio(total: str, of: str, buckets: slice = slice(None)) -> Callable[[Row], float]:
+def ratio(total: str, of: str, buckets: slice = slice(None)) -> Callable[[Row], float]:
     """A sum of a row over the tokens that it was summed over; of some buckets, if there are several."""
 
     def value(row: Row) -> float:
@@ -125,7 +125,7 @@ def position_table(rows: Sequence[Row]) -> str:
         lines = [
             [f"`{family}`", f"{-density:g}"]
             + [
-                _interval(_over_documents(cell, _ratio("loss", "positions", slice(*edge))), _perplexity)
+                _interval(_over_documents(cell, ratio("loss", "positions", slice(*edge))), _perplexity)
                 for edge in pairwise(edges)
             ]
             for (density, family), cell in _groups(same_length, _density_and_family)
@@ -141,7 +141,7 @@ def depth_table(rows: Sequence[Row]) -> str:
     for tokens, same_length in _groups(complete_rows(rows), lambda row: row["tokens"]):
         for (density, family), cell in _groups(same_length, _density_and_family):
             at_depths = _groups(cell, lambda row: row["depth"])
-            shown = [_interval(_over_documents(found, _log_probability), _nats) for _, found in at_depths]
+            shown = [_interval(_over_documents(found, log_probability), _nats) for _, found in at_depths]
             lines.append([f"`{family}`", f"{tokens}", f"{-density:g}", *shown])
     return markdown_table(["family", "tokens", "density", *(f"depth {depth:g}" for depth in DEPTHS)], lines)
 
@@ -156,8 +156,14 @@ def _density_and_family(row: Row) -> tuple[float, str]:
     return -row["density"], row["family"]
 
 
-def _log_probability(row: Row) -> float:
+def log_probability(row: Row) -> float:
+    """Of a retrieval's answer."""
     return float(row["log_probability"])
+
+
+def all_first(row: Row) -> float:
+    """Whether every token of a retrieval's answer was the most likely one."""
+    return float(not any(row["ranks"]))
 
 
 def _over_documents(rows: Iterable[Row], measure: Callable[[Row], float]) -> tuple[float, float, float]:
@@ -167,8 +173,8 @@ def _over_documents(rows: Iterable[Row], measure: Callable[[Row], float]) -> tup
 
 
 def _perplexity_sections(rows: Sequence[Row]) -> list[str]:
-    loss = compare(rows, _ratio("loss", "positions"))
-    hits = compare(rows, _ratio("hits", "positions"), higher_is_better=True)
+    loss = compare(rows, ratio("loss", "positions"))
+    hits = compare(rows, ratio("hits", "positions"), higher_is_better=True)
     return [
         "### Perplexity",
         comparison_table(loss, "perplexity", _perplexity, _factor),
@@ -182,8 +188,8 @@ def _perplexity_sections(rows: Sequence[Row]) -> list[str]:
 def _code_sections(rows: Sequence[Row]) -> list[str]:
     # A document without a change of level says nothing about them.
     changing = [row for row in rows if row["changes"]["count"]]
-    loss = compare(changing, _ratio("loss", "changes"))
-    hits = compare(changing, _ratio("hits", "changes"), higher_is_better=True)
+    loss = compare(changing, ratio("loss", "changes"))
+    hits = compare(changing, ratio("hits", "changes"), higher_is_better=True)
     return [
         *_perplexity_sections(rows),
         "### Where the indentation changes: perplexity",
@@ -199,8 +205,8 @@ def _retrieval_sections(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["probe"] == probe]
         if not own:
             continue
-        likely = compare(own, _log_probability, higher_is_better=True)
-        first = compare(own, lambda row: float(not any(row["ranks"])), higher_is_better=True)
+        likely = compare(own, log_probability, higher_is_better=True)
+        first = compare(own, all_first, higher_is_better=True)
         parts += [
             f"### Probe `{probe}`: log-probability of the answer, in nats",
             comparison_table(likely, "log p", _nats, _nats),

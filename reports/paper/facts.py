@@ -1,0 +1,204 @@
+"""Numbers and phrases that a placeholder of the text can ask for: looked up, formatted, noted down.
+
+A placeholder names a method of :class:`Facts`; what follows are its arguments, as words. What compares two
+things ("faster than") follows the rows, too, so that a sentence cannot claim what they no longer say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import ROOT, Row, machine_title
+from benchmarks.tables import format_bytes, format_rate, format_seconds
+from numba_sparse_attn.patterns.catalogue import CATALOGUE
+from reports.scenarios.comparison import RESAMPLES
+
+from . import grids, quality
+from .evidence import Evidence, MissingError, bench_source, result_source
+from .ledger import Ledger, Source
+
+__all__ = ["FORMATS", "Facts", "dotted"]
+
+#: How a number is shown.
+FORMATS: dict[str, Callable[[float], str]] = {
+    "bytes": format_bytes,
+    "integer": "{:,.0f}".format,
+    "number": "{:.3g}".format,
+    "percent": "{:.0%}".format,
+    "percents": lambda share: f"{share:.1%}" if share >= 0.01 else f"{100 * share:.2g}%",
+    "scientific": lambda value: "{}e{:d}".format(*_mantissa(value)),
+    "seconds": lambda seconds: format_seconds(seconds).replace("us", "µs"),
+    "times": "{:.3g}".format,
+}
+
+
+def _mantissa(value: float) -> tuple[str, int]:
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return mantissa, int(exponent)
+
+
+def dotted(row: Row, field: str) -> Any:
+    """A field, or a field of a field: ``speedup.torch_flex``."""
+    value: Any = row
+    for name in field.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise MissingError(f"the row of {row['contender']} for {row['case']!r} has no {field}")
+        value = value[name]
+    return value
+
+
+class Facts:
+    """What placeholders call, by name.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    ledger : Ledger
+        Gets every number that is shown.
+    """
+
+    def __init__(self, evidence: Evidence, ledger: Ledger) -> None:
+        self._evidence, self._ledger = evidence, ledger
+
+    def value(self, case: str, field: str, form: str, contender: str = "") -> str:
+        """A field of a row: of ours, or of a contender's."""
+        row = self._evidence.by(case, contender) if contender else self._evidence.own(case)
+        return self._noted(row, field, FORMATS[form](dotted(row, field)))
+
+    def time(self, case: str, contender: str = "") -> str:
+        """How long it takes."""
+        return self.value(case, "seconds", "seconds", contender)
+
+    def rate(self, case: str, contender: str = "") -> str:
+        """On selected pairs, or of the machine itself."""
+        row = self._evidence.by(case, contender) if contender else self._evidence.own(case)
+        return self._noted(row, "gflops" if "gflops" in row else "gbytes_per_second", format_rate(row))
+
+    def beside(self, case: str, peer: str) -> str:
+        """"3.45 times as fast as", of ours beside a peer."""
+        return f"{self.value(case, f'speedup.{peer}', 'times')} times as fast as"
+
+    def all_pairs(self, case: str, peer: str) -> str:
+        """The same of a peer that computes all pairs."""
+        return f"{self.value(case, f'speedup_all_pairs.{peer}', 'times')} times as fast as"
+
+    def pattern(self, case: str) -> str:
+        """The call that makes the pattern of a case; for code, so without a mark."""
+        return str(self._evidence.own(case)["pattern"])
+
+    def setting(self, case: str) -> str:
+        """Heads, head dimension and element type of a case."""
+        row = self._evidence.own(case)
+        shown = f"{row['heads']} heads of dimension {row['head_dim']} in {row['dtype']}"
+        return self._noted(row, "heads, head_dim, dtype", shown)
+
+    def machine(self, place: str) -> str:
+        """What the rows of a place were measured on."""
+        machine = self._evidence.machine(place)
+        files = sorted({row["file"] for row in machine.rows})
+        return machine_title(machine.rows[0]) + self._ledger.mark(
+            Source(", ".join(files), "machine"), title=machine.title
+        )
+
+    def goals(self, place: str) -> str:
+        """How many goals there are, how many of them were reached and how many missed, in words."""
+        goals = [goal for row in self._evidence.machine(place).rows for goal in row.get("goals", ())]
+        met = sum(goal["met"] for goal in goals)
+        missed = len(goals) - met
+        return f"{met} of {len(goals)} goals are reached, " + (
+            f"{missed} missed" if missed else "none is missed"
+        )
+
+    def losses(self, place: str) -> str:
+        """In how many cases a peer is faster, out of how many."""
+        compared, lost = grids.lost(self._evidence.machine(place).rows)
+        if not lost:
+            return f"no peer is faster in any of the {compared} comparisons"
+        return f"a peer is faster in {len(lost)} of the {compared} comparisons"
+
+    def all_pairs_losses(self, place: str) -> str:
+        """In how many cases somebody computes all pairs in less time."""
+        compared, lost = grids.lost(self._evidence.machine(place).rows, "speedup_all_pairs")
+        if not lost:
+            return f"in none of {compared} comparisons does it take anyone less time to compute all pairs"
+        return f"in {len(lost)} of {compared} comparisons computing all pairs takes less time than our sparse call"
+
+    def constant(self, file: str, name: str, form: str = "number") -> str:
+        """A constant of the source."""
+        shown = FORMATS[form](self._evidence.constant(file, name))
+        return shown + self._ledger.note(Source(file, name), {"value": shown})
+
+    def parameter(self, file: str, name: str) -> str:
+        """As `constant`, without a mark: for one that has had its mark in the same paragraph."""
+        return FORMATS["number"](self._evidence.constant(file, name))
+
+    def patterns(self) -> str:
+        """How many named patterns there are."""
+        return f"{len(CATALOGUE)}" + self._ledger.mark(
+            Source("patterns/README.md", "the atlas", "make atlas"), patterns=f"{len(CATALOGUE)}"
+        )
+
+    def tests(self, file: str) -> str:
+        """How many test functions a file has."""
+        if not (ROOT / file).exists():
+            raise MissingError(f"there is no file {file}")
+        count = Path(ROOT / file).read_text("utf-8").count("\ndef test_")
+        return f"{count}" + self._ledger.mark(Source(file, "test functions"), count=f"{count}")
+
+    def resamples(self) -> str:
+        """How often documents are drawn anew for an interval."""
+        return f"{RESAMPLES:,}" + self._ledger.mark(
+            Source("reports/scenarios/comparison.py", "RESAMPLES"), value=f"{RESAMPLES:,}"
+        )
+
+    # Tables ------------------------------------------------------------------------------------------
+
+    def goal_table(self, place: str) -> str:
+        """Every goal of a place."""
+        return grids.goal_table(self._evidence.machine(place).rows, self._ledger)
+
+    def attention_table(self, place: str, *tables: str) -> str:
+        """Every case of these tables."""
+        return grids.attention_table(self._evidence.machine(place).rows, tables, self._ledger)
+
+    def lost_table(self, place: str) -> str:
+        """Every case in which a peer is faster."""
+        return grids.lost_table(self._evidence.machine(place).rows, self._ledger)
+
+    def all_pairs_table(self, place: str) -> str:
+        """Every case in which computing all pairs is faster."""
+        return grids.lost_table(self._evidence.machine(place).rows, self._ledger, "speedup_all_pairs")
+
+    # Quality -----------------------------------------------------------------------------------------
+
+    def quality(self, scenario: str, measure: str, what: str, family: str = "", density: str = "") -> str:
+        """A phrase about a comparison; see :mod:`quality`."""
+        found = quality.measured(self._evidence.result(scenario), scenario, measure)
+        return quality.phrase(found, what, family, float(density or 0), self._ledger)
+
+    def quality_table(self, scenario: str, measure: str) -> str:
+        """Families by densities."""
+        found = quality.measured(self._evidence.result(scenario), scenario, measure)
+        return quality.table(found, self._ledger)
+
+    def model(self, scenario: str) -> str:
+        """The file of the model that a scenario ran."""
+        name = self._evidence.result(scenario)["model"]["file"]
+        return f"`{name}`" + self._ledger.mark(result_source(scenario, "model"), file=name)
+
+    def logits(self, field: str) -> str:
+        """The largest of an error of the logits over all documents."""
+        return quality.largest(self._evidence.result("logits"), field, self._ledger)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _noted(self, row: Row, field: str, shown: str) -> str:
+        shown = shown.replace("us", "µs")
+        return shown + self._ledger.note(bench_source(row), {f"{row['contender']} {field}": shown})
+
+
+def names() -> Sequence[str]:
+    """What a placeholder can name."""
+    return sorted(name for name in vars(Facts) if not name.startswith("_"))
