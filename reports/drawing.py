@@ -21,9 +21,10 @@ from benchmarks.rows import Row, is_peer, on_gpu
 from benchmarks.tables import format_seconds
 
 __all__ = [
+    "GALLERY",
+    "OURS",
     "Look",
     "building",
-    "by_contender",
     "energy",
     "gallery",
     "grouped_bars",

@@ -13,9 +13,9 @@ __all__ = ["APPENDIX", "appendix"]
 APPENDIX = "Where each number comes from"
 
 _INTRODUCTION = (
-    "A raised number in the text leads to a line here: the file, the place in it, the fields with the numbers "
-    "as they are shown, and, above the lines of a file, the command that makes its rows. In a command, "
-    "`<place>` stands for the place."
+    "A raised number leads to an entry here: a file, the place in it, and the fields with the numbers as they "
+    "are shown. Before the entries of a file stands the command that makes its rows, in which `<place>` is the "
+    "place."
 )
 
 
@@ -27,20 +27,20 @@ def appendix(ledger: Ledger) -> str:
         if not command:
             continue
         lines = [
-            [f"{number}", f"`{source.place}`", "; ".join(f"{name} {text}" for name, text in shown.items())]
+            [f"{number}", f"`{source.place}`", ", ".join(f"{name} {text}" for name, text in shown.items())]
             for number, source, shown in group
         ]
-        parts += [f"`{file}`, by `{command}`:", _table(f"sources_{len(parts)}", "place", lines)]
+        parts.append(_table(f"`{file}`, by `{command}`", "place", lines))
     lines = [
         [f"{number}", f"`{source.file}`", f"`{source.place}`: {', '.join(shown.values())}"]
         for number, source, shown in entries
         if not source.command
     ]
     if lines:
-        parts += ["Read from the source, no command needed:", _table("sources_code", "file", lines)]
+        parts.append(_table("Read from the source", "file", lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _table(name: str, place: str, lines: list[list[str]]) -> str:
+def _table(caption: str, place: str, lines: list[list[str]]) -> str:
     body = markdown_table(["mark", place, "field and number"], lines).replace("--:", "---")
-    return f":::longtable {name}\n{body}\n:::"
+    return f":::longtable sources\n{caption}\n{body}\n:::"

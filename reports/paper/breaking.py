@@ -1,6 +1,6 @@
 """Paragraphs into lines: the breaks of all lines are chosen together, and nothing is hyphenated.
 
-Lines are filled by stretching the spaces between words. Where a line would need spaces more than three times as
+Lines are filled by stretching the spaces between words. Where a line would need spaces three and a half times as
 wide, because a long name comes next, it is left ragged instead.
 """
 
@@ -19,9 +19,9 @@ __all__ = ["Line", "Piece", "break_lines", "longest_piece", "natural_width", "pi
 #: What may come between a piece and the one before it.
 SPACE, OPEN, CLOSED = "space", "open", "closed"
 #: Parts of a space by which it may become narrower, and the stretch that costs as much.
-_SHRINK, _STRETCH = 0.25, 0.6
+_SHRINK, _STRETCH = 0.28, 0.6
 #: Widest space, in spaces.
-_WIDEST = 3.0
+_WIDEST = 3.6
 #: What a break inside of a name costs; one line stretched by all of its ease costs 100.
 _BREAK_COST = 400.0
 #: Names longer than this may be broken behind one of these.
@@ -57,7 +57,7 @@ def pieces_of(runs: Sequence[Run], size: float) -> list[Piece]:
             found.append(Piece(run.text, run.style, width(run.text, run.style, size), joint))
             joint = CLOSED
             continue
-        for number, word in enumerate(re.split(r"\s+", run.text)):
+        for number, word in enumerate(re.split(r"[ \n]+", run.text)):
             joint = SPACE if number else joint
             if not word:
                 continue

@@ -13,11 +13,18 @@ from typing import NamedTuple
 
 from .shapes import Box, Float
 
-__all__ = ["Format", "Placed", "compose"]
+__all__ = ["Barrier", "Format", "Item", "Placed", "compose"]
 
 #: Most that a space between blocks grows by, in points.
 _MOST_STRETCH = 4.0
 _BALANCE_STEPS = 12
+
+
+class Barrier(NamedTuple):
+    """No float that comes before may stand behind it."""
+
+
+Item = Box | Float | Barrier
 
 
 class Format(NamedTuple):
@@ -76,12 +83,17 @@ class _Setter:
         whole = self.form.length
         return min(whole, self.begin + self.short_length) if self.page >= self.short_page else whole
 
-    def run(self, flow: Sequence[Box | Float]) -> None:
+    def run(self, flow: Sequence[Item]) -> None:
         """Place everything."""
         self.next_column([item for item in flow[:1] if isinstance(item, Float) and item.wide])
         at = 1 if self.placed else 0
         while at < len(flow):
             item = flow[at]
+            if isinstance(item, Barrier):
+                while self.waiting:
+                    self.next_column()
+                at += 1
+                continue
             if isinstance(item, Float):
                 self.float_here(item)
                 at += 1
@@ -106,11 +118,15 @@ class _Setter:
         return not self.column or self.y + height <= self.length + 0.01
 
     def float_here(self, item: Float) -> None:
-        """Now, or on top of a later column; floats keep their order."""
-        if not item.wide and not self.waiting and self.fits([item.box]):
+        """Now, or on top of a later column."""
+        if not item.wide and not self.waits(wide=False) and self.fits([item.box]):
             self.put(item.box)
         else:
             self.waiting.append(item)
+
+    def waits(self, *, wide: bool) -> bool:
+        """Floats of one width keep their order; others may overtake them."""
+        return any(item.wide == wide for item in self.waiting)
 
     def put(self, box: Box) -> None:
         """Below what is there."""
@@ -134,8 +150,11 @@ class _Setter:
                 if item in self.waiting:
                     self.waiting.remove(item)
         self.y = self.begin
-        while self.waiting and not self.waiting[0].wide and self.fits([self.waiting[0].box]):
-            self.put(self.waiting.pop(0).box)
+        for item in [item for item in self.waiting if not item.wide]:
+            if not self.fits([item.box]):
+                break
+            self.put(item.box)
+            self.waiting.remove(item)
 
     def end_column(self, *, stretched: bool) -> None:
         """Spread what is left over."""
@@ -150,7 +169,7 @@ class _Setter:
         self.column = []
 
 
-def compose(flow: Sequence[Box | Float], form: Format) -> list[Placed]:
+def compose(flow: Sequence[Item], form: Format) -> list[Placed]:
     """Every box with its place; a wide float in the first place stands on top of the first page."""
 
     def composed(short_page: int, short_length: float) -> _Setter:

@@ -74,7 +74,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a line is set to the left, the others as `right` says; a long one may be broken."""
+    """The cells of a column are set to the right or to the left; a long table has no number and may be broken."""
 
     number: int
     caption: str
@@ -94,7 +94,7 @@ _ITEM = re.compile(r"^(-|\d+\.) +")
 
 def parse(text: str) -> list[Block]:
     """Blocks of a text whose placeholders are filled."""
-    counts = {"figure": 0, "table": 0, "equation": 0}
+    counts = {"figure": 0, "table": 0, "longtable": 0, "equation": 0}
     blocks: list[Block] = []
     lines = text.splitlines()
     at = 0
@@ -103,8 +103,8 @@ def parse(text: str) -> list[Block]:
         if line.startswith(":::"):
             end = next(number for number in range(at + 1, len(lines)) if lines[number] == ":::")
             kind, name = line.removeprefix(":::").split()
-            counts[kind.removeprefix("long")] += 1
-            blocks.append(_numbered(kind, name, counts[kind.removeprefix("long")], lines[at + 1 : end]))
+            counts[kind] += 1
+            blocks.append(_numbered(kind, name, counts[kind], lines[at + 1 : end]))
             at = end + 1
             continue
         if not line.strip():

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.rows import ROOT, Row, on_gpu
+from benchmarks.rows import OWN, ROOT, Row, on_gpu
 from reports.make_report import machines
 from reports.scenarios.runs import RESULTS
 
 from .ledger import Source
 
-__all__ = ["PLACES", "Evidence", "Machine", "MissingError", "bench_source", "result_source"]
+__all__ = ["PLACES", "Evidence", "Machine", "MissingError", "bench_source", "field_name", "result_source"]
 
 #: What a place is called in the text.
 PLACES = {"host": False, "gpu": True}
@@ -42,6 +42,12 @@ def bench_source(row: Row) -> Source:
     """Where a benchmark row stands."""
     command = f"python benchmarks/run.py --cases '<place>' --json {row['file']}"
     return Source(row["file"], row["case"], command)
+
+
+def field_name(row: Row, field: str) -> str:
+    """A field as it is noted down: with the contender, unless the row is ours or nobody contends."""
+    rival = row["kind"] == "attention" and not row["contender"].startswith(OWN)
+    return f"{row['contender']} {field}" if rival else field
 
 
 def result_source(scenario: str, place: str) -> Source:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ROOT, Row, machine_title
-from benchmarks.tables import format_bytes, format_rate, format_seconds
+from benchmarks.tables import format_bytes, format_rate
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 from reports.scenarios.comparison import RESAMPLES
 
 from . import grids, quality
-from .evidence import Evidence, MissingError, bench_source, result_source
-from .ledger import Ledger, Source
+from .evidence import Evidence, MissingError, bench_source, field_name, result_source
+from .ledger import UNBREAKABLE, Ledger, Source
 
-__all__ = ["FORMATS", "Facts", "dotted"]
+__all__ = ["Facts", "dotted"]
 
 #: How a number is shown.
 FORMATS: dict[str, Callable[[float], str]] = {
@@ -27,16 +27,9 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "integer": "{:,.0f}".format,
     "number": "{:.3g}".format,
     "percent": "{:.0%}".format,
-    "percents": lambda share: f"{share:.1%}" if share >= 0.01 else f"{100 * share:.2g}%",
-    "scientific": lambda value: "{}e{:d}".format(*_mantissa(value)),
-    "seconds": lambda seconds: format_seconds(seconds).replace("us", "µs"),
-    "times": "{:.3g}".format,
+    "seconds": grids.seconds,
+    "times": grids.times,
 }
-
-
-def _mantissa(value: float) -> tuple[str, int]:
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return mantissa, int(exponent)
 
 
 def dotted(row: Row, field: str) -> Any:
@@ -92,7 +85,7 @@ class Facts:
         """Heads, head dimension and element type of a case."""
         row = self._evidence.own(case)
         shown = f"{row['heads']} heads of dimension {row['head_dim']} in {row['dtype']}"
-        return self._noted(row, "heads, head_dim, dtype", shown)
+        return shown + self._ledger.note(bench_source(row), {"setting": shown})
 
     def machine(self, place: str) -> str:
         """What the rows of a place were measured on."""
@@ -178,9 +171,10 @@ class Facts:
         found = quality.measured(self._evidence.result(scenario), scenario, measure)
         return quality.phrase(found, what, family, float(density or 0), self._ledger)
 
-    def quality_table(self, scenario: str, measure: str) -> str:
-        """Families by densities."""
-        found = quality.measured(self._evidence.result(scenario), scenario, measure)
+    def quality_table(self, scenario: str, *measures: str) -> str:
+        """Families by measures and densities."""
+        content = self._evidence.result(scenario)
+        found = [quality.measured(content, scenario, measure) for measure in measures]
         return quality.table(found, self._ledger)
 
     def model(self, scenario: str) -> str:
@@ -195,8 +189,8 @@ class Facts:
     # ------------------------------------------------------------------------------------------------
 
     def _noted(self, row: Row, field: str, shown: str) -> str:
-        shown = shown.replace("us", "µs")
-        return shown + self._ledger.note(bench_source(row), {f"{row['contender']} {field}": shown})
+        shown = shown.replace(" ", UNBREAKABLE)
+        return shown + self._ledger.note(bench_source(row), {field_name(row, field): shown})
 
 
 def names() -> Sequence[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.font_manager import FontProperties
+from matplotlib.mathtext import MathTextParser
 from matplotlib.textpath import text_to_path
 
-__all__ = ["extent", "is_math", "properties", "width"]
+__all__ = ["extent", "is_math", "properties", "rise", "width"]
 
 #: By style: the file, and the size as a part of that of the text around it.
 _FONTS = {
@@ -43,6 +44,16 @@ def extent(text: str, style: str, size: float) -> tuple[float, float, float]:
     found = text_to_path.get_text_width_height_descent(shown, properties(style, size), is_math(style))
     wide, high, deep = map(float, found)
     return wide, high, deep
+
+
+@cache
+def rise(text: str, style: str, size: float) -> float:
+    """By how much too high a back end draws a formula, whose height matplotlib rounds up to whole points."""
+    if not is_math(style):
+        return 0.0
+    letters = MathTextParser("path").parse(f"${text}$", 72, properties(style, size)).glyphs
+    # Letters on the baseline are those that are raised by less than a point.
+    return min((float(letter[-1]) for letter in letters if 0.0 <= letter[-1] < 1.0), default=0.0)
 
 
 def width(text: str, style: str, size: float) -> float:

@@ -7,7 +7,7 @@ and tell apart without color, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from benchmarks.rows import Row, is_peer, table_of
+from benchmarks.rows import Row, table_of
 from reports import curves, drawing
 from reports.scenarios.families import DENSE
 
@@ -53,6 +53,7 @@ _STYLE = {
 #: Width of a column in inches, for pictures outside of the PDF.
 _COLUMN = 3.35
 _GAP = 0.08
+_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def _panels(figure: Figure, box: Rectangle, rows: int, columns: int) -> list[list[Any]]:
@@ -105,45 +106,70 @@ def _patterns(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
 
 
 def _host(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
-    _bars(evidence.machine("host").rows, ("target",), "gflops", 1.0, "GFLOP/s on selected pairs", figure, box)
+    _bars(evidence.machine("host").rows, ("target",), 1.0, "GFLOP/s on selected pairs", 2, figure, box)
 
 
 def _tiles(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
-    _bars(evidence.machine("gpu").rows, ("tile",), "gflops", 1e-3, "TFLOP/s on selected pairs", figure, box)
+    _bars(evidence.machine("gpu").rows, ("tile",), 1e-3, "TFLOP/s on selected pairs", 1, figure, box)
 
 
 def _bars(
     found: Sequence[Row],
     tables: Sequence[str],
-    measure: str,
     scale: float,
     label: str,
+    most: int,
     figure: Figure,
     box: Rectangle,
 ) -> None:
-    """Ours beside the peers of the same turns; forward passes only."""
-    own = {row["case"] for row in found if row.get("speedup") and table_of(row) in tables}
-    chosen = [row for row in found if row["case"] in own and row["direction"] == "forward"]
-    if not chosen:
-        raise MissingError(f"no rows beside peers in the tables {', '.join(tables)}")
-    chosen = [row for row in chosen if "speedup" in row or is_peer(row)]
-    heights = drawing.by_contender(chosen, measure, scale)
-    cases = [row["case"] for row in drawing.own_rows(chosen)]
-    [[axes]] = _panels(figure, box, 1, 1)
-    names = {case: case.split("/")[1].removesuffix("_forward") for case in cases}
-    renamed = {
-        name: {names[case]: value for case, value in values.items()} for name, values in heights.items()
+    """Ours beside the `most` fastest peers of the same turns, of either kind; forward passes only.
+
+    Who computes all pairs is shown by the rate at which it is done with the selected ones.
+    """
+    own = {
+        row["case"]: row
+        for row in found
+        if row.get("speedup") and table_of(row) in tables and row["direction"] == "forward"
     }
-    drawing.grouped_bars(axes, list(names.values()), renamed, "{:.3g}".format)
+    if not own:
+        raise MissingError(f"no rows beside peers in the tables {', '.join(tables)}")
+    names = {case: case.split("/")[1].removesuffix("_forward") for case in own}
+    heights = {drawing.OURS: {names[case]: row["gflops"] * scale for case, row in own.items()}}
+    for field, suffix in (("speedup", ""), ("speedup_all_pairs", ", all pairs")):
+        for peer in _fastest(own.values(), field)[:most]:
+            heights[peer + suffix] = {
+                names[case]: row["gflops"] * scale / row[field][peer]
+                for case, row in own.items()
+                if peer in row.get(field, {})
+            }
+    [[axes]] = _panels(figure, box, 1, 1)
+    drawing.grouped_bars(axes, list(names.values()), heights, "{:.3g}".format)
     for text in axes.texts:
         text.set_fontsize(5.4)
     axes.set_xlabel(label)
     _fit(figure, axes)
 
 
+def _fastest(own: Iterable[Row], field: str) -> list[str]:
+    """The contenders that are nearest to ours, over all cases; the others would only be lines of zero length."""
+    logarithms: dict[str, list[float]] = {}
+    for row in own:
+        for peer, ratio in row.get(field, {}).items():
+            logarithms.setdefault(peer, []).append(math.log(ratio))
+    return sorted(logarithms, key=lambda peer: float(np.mean(logarithms[peer])))
+
+
 def _density(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
+    """Ours, and those of the peers that are the fastest."""
+    found = [row for row in evidence.machine("gpu").rows if "speedup_dense" in row]
+    near = _fastest(found, "speedup")[:1]
+    shown = [
+        {**row, "speedup": {peer: ratio for peer, ratio in row["speedup"].items() if peer in near}}
+        for row in found
+    ]
     [[axes]] = _panels(figure, box, 1, 1)
-    curves.density_points(axes, evidence.machine("gpu").rows)
+    curves.density_points(axes, shown)
+    axes.legend(loc="lower left", frameon=False)
     _fit(figure, axes)
 
 
@@ -162,32 +188,36 @@ def _quality(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
             middle, low, high = np.exp(np.array([line.to_dense for line in chosen])).T
             axes.errorbar(
                 middle,
-                [families.index(line.family) + 0.18 * (number - (len(budgets) - 1) / 2) for line in chosen],
+                [families.index(line.family) + 0.2 * (number - (len(budgets) - 1) / 2) for line in chosen],
                 xerr=(middle - low, high - middle),
                 fmt=look.marker,
                 color=look.color,
                 elinewidth=0.8,
-                label=f"density {density:g}" + (f", {tokens}" if len({t for t, _ in budgets}) > 1 else ""),
+                label=f"{density:g}" + (f", {tokens} tokens" if len({t for t, _ in budgets}) > 1 else ""),
             )
         axes.set_yticks(range(len(families)), families)
         axes.set_ylim(len(families) - 0.4, -0.6)
         axes.set_xscale("log")
-        most = max(line.to_dense[2] for line in lines)
-        axes.set_xlim(1.0, math.exp(most) * 1.3)
-        drawing.logarithmic(axes.xaxis)
+        most = 1.2 * math.exp(max(line.to_dense[2] for line in lines))
+        axes.set_xlim(1.0, most)
+        ticks = [tick for tick in _TICKS if tick <= most]
+        axes.set_xticks(ticks if len(ticks) < 5 else [tick for tick in ticks if math.log10(tick) % 1 == 0], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("perplexity, times dense")
         axes.set_title(scenario)
-        axes.legend(loc="upper right", frameon=False)
+        if axes is panels[0]:
+            axes.legend(loc="upper right", frameon=False, title="density")
         _fit(figure, axes)
 
 
 #: By name: the height as a part of a column's width, and what draws it.
 FIGURES: dict[str, tuple[float, Callable[[Evidence, Figure, Rectangle], None]]] = {
-    "patterns": (0.56, _patterns),
-    "host": (0.62, _host),
-    "tiles": (1.0, _tiles),
-    "density": (0.72, _density),
-    "quality": (0.62, _quality),
+    "patterns": (0.53, _patterns),
+    "host": (0.5, _host),
+    "tiles": (0.8, _tiles),
+    "density": (0.6, _density),
+    "quality": (0.66, _quality),
 }
 
 

@@ -5,30 +5,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.rows import Row, on_gpu, table_of
-from benchmarks.tables import format_seconds
+from benchmarks.tables import format_bytes, format_seconds
 from reports.report_tables import markdown_table
 
-from .evidence import MissingError, bench_source
-from .ledger import Ledger
+from .evidence import MissingError, bench_source, field_name
+from .ledger import UNBREAKABLE, Ledger
 
-__all__ = ["attention_table", "goal_table", "lost", "lost_table"]
+__all__ = ["attention_table", "goal_table", "lost", "lost_table", "seconds", "times"]
 
 
-def _seconds(seconds: float) -> str:
-    return format_seconds(seconds).replace("us", "µs")
+def seconds(value: float) -> str:
+    """Three digits and a unit.
+
+    >>> seconds(4.2e-5).split()
+    ['42', 'µs']
+    """
+    return format_seconds(value).replace("us", "µs").replace(" ", UNBREAKABLE)
+
+
+def times(ratio: float) -> str:
+    """A factor.
+
+    >>> times(3.1), times(61.94), times(1220.0)
+    ('3.10', '61.9', '1,220')
+    """
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.01 else f"{100 * share:.2g}%"
+
+
+def _measure(name: str, value: float) -> str:
+    """A measure of a goal in its unit."""
+    if name == "seconds":
+        return seconds(value)
+    return format_bytes(value).replace(" ", UNBREAKABLE) if name.endswith("bytes") else times(value)
 
 
 def goal_table(found: Sequence[Row], ledger: Ledger) -> str:
     """Every goal, what was measured, and whether that is enough."""
-    lines = []
+    lines: list[list[str]] = []
+    before = ""
     for row in found:
         for goal in row.get("goals", ()):
             measure, relation, bound = goal["goal"].rsplit(" ", 2)
-            value = f"{goal['value']:.3g}"
-            mark = ledger.note(bench_source(row), {f"{row['contender']} {measure}": value})
-            bounded = f"{measure} {'≥' if relation == '>=' else '≤'} {bound}"
+            value = _measure(measure, goal["value"])
+            noted = measure.replace(" over ", ".")
+            mark = ledger.note(bench_source(row), {field_name(row, noted): value})
+            words = measure.replace("_", " ").replace("over torch", "over torch_")
+            sign = "≥" if relation == ">=" else "≤"
+            bounded = f"{words.replace('torch_ ', 'torch_')} {sign} {_measure(measure, float(bound))}"
             outcome = "reached" if goal["met"] else "**missed**"
-            lines.append([f"`{row['case']}`{mark}", bounded, value, outcome])
+            case = "" if row["case"] == before else f"`{row['case']}`{mark}"
+            before = row["case"]
+            lines.append([case, bounded, value, outcome])
     if not lines:
         raise MissingError("no row of this machine has a goal")
     return markdown_table(["case", "goal", "measured", ""], lines)
@@ -45,20 +76,18 @@ def attention_table(found: Sequence[Row], tables: Sequence[str], ledger: Ledger)
     for row in found:
         if row["kind"] != "attention" or "speedup" not in row or table_of(row) not in tables:
             continue
-        shown = {"density": _share(row["density"]), "seconds": _seconds(row["seconds"])}
-        shown["gflops"] = f"{row['gflops'] * scale:.3g} {unit}"
-        cells = [shown["density"], shown["seconds"], shown["gflops"].split()[0]]
-        for field, ratio in (("speedup_dense", "{:.2f}"), ("efficiency", "{:.0%}")):
-            cells.append(shown.setdefault(field, ratio.format(row[field])) if field in row else "")
+        shown = {"density": _share(row["density"]), "seconds": seconds(row["seconds"])}
+        shown["gflops"] = f"{row['gflops'] * scale:.3g}{UNBREAKABLE}{unit}"
+        cells = [shown["density"], shown["seconds"], shown["gflops"].split(UNBREAKABLE)[0]]
+        for field, form in (("speedup_dense", times), ("efficiency", "{:.0%}".format)):
+            cells.append(shown.setdefault(field, form(row[field])) if field in row else "")
         for field in ("speedup", "speedup_all_pairs"):
             name, ratio = min(row.get(field, {}).items(), key=lambda item: item[1], default=("", 0.0))
             if name:
-                shown[f"{field}.{name}"] = f"{ratio:.3g}"
-            times = f"**{ratio:.3g}**" if ratio < 1.0 else f"{ratio:.3g}"
-            cells.append(f"{times} `{name}`" if name else "")
-        mark = ledger.note(
-            bench_source(row), {f"{row['contender']} {name}": text for name, text in shown.items()}
-        )
+                shown[f"{field}.{name}"] = times(ratio)
+            factor = f"**{times(ratio)}**" if ratio < 1.0 else times(ratio)
+            cells.append(f"{factor} `{name}`" if name else "")
+        mark = ledger.note(bench_source(row), {field_name(row, name): text for name, text in shown.items()})
         lines.append([f"`{row['case']}`{mark}", *cells])
     if not lines:
         raise MissingError(f"no rows of the tables {', '.join(tables)}")
@@ -67,10 +96,6 @@ def attention_table(found: Sequence[Row], tables: Sequence[str], ledger: Ledger)
     return markdown_table(
         [header[number] for number in filled], [[line[number] for number in filled] for line in lines]
     )
-
-
-def _share(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.01 else f"{100 * share:.2g}%"
 
 
 def lost(found: Sequence[Row], field: str = "speedup") -> tuple[int, list[tuple[float, Row, str]]]:
@@ -88,6 +113,6 @@ def lost_table(found: Sequence[Row], ledger: Ledger, field: str = "speedup") -> 
     lines = []
     for ratio, row, peer in slower:
         shown = f"{1 / ratio:.2f}"
-        mark = ledger.note(bench_source(row), {f"{row['contender']} 1 / {field}.{peer}": shown})
-        lines.append([f"`{row['case']}`{mark}", f"`{peer}`", _seconds(row["seconds"]), shown])
+        mark = ledger.note(bench_source(row), {field_name(row, f"1 / {field}.{peer}"): shown})
+        lines.append([f"`{row['case']}`{mark}", f"`{peer}`", seconds(row["seconds"]), shown])
     return markdown_table(["case", "faster", "ours", "its lead"], lines)

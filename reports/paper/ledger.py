@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Ledger", "Source"]
+__all__ = ["UNBREAKABLE", "Ledger", "Source"]
+
+#: Between a number and its unit: a space at which no line ends.
+UNBREAKABLE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)

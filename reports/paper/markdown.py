@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from reports.report_tables import markdown_table
 
 from .document import Block, Equation, Figure, Heading, Items, Paragraph, Table
+from .ledger import UNBREAKABLE
 
 __all__ = ["markdown"]
 
@@ -31,12 +32,12 @@ def _text(block: Block) -> str:
             return f"$$\n{formula} \\qquad ({number})\n$$"
         case Figure(number, name, caption):
             return f"![Figure {number}](figures/paper_{name}.png)\n\n**Figure {number}.** {_marks(caption)}"
-        case Table(number, caption, header, lines):
+        case Table(number, caption, header, lines, long=long):
             table = markdown_table(
                 [_marks(cell) for cell in header], [[_marks(cell) for cell in line] for line in lines]
             )
-            return (f"**Table {number}.** {_marks(caption)}\n\n" if caption else "") + table
+            return f"{'' if long else f'**Table {number}.** '}{_marks(caption)}\n\n{table}"
 
 
 def _marks(text: str) -> str:
-    return re.sub(r"\^(\d+)\^", r"<sup>\1</sup>", text)
+    return re.sub(r"\^(\d+)\^", r"<sup>\1</sup>", text).replace(UNBREAKABLE, " ")

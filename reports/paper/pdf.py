@@ -11,10 +11,11 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .columns import Format, Placed, compose
+from .appendix import APPENDIX
+from .columns import Barrier, Format, Item, Placed, compose
 from .document import Block, Heading, Paragraph
-from .fonts import is_math, properties, width
-from .shapes import Box, Float, Letters, Picture, Rule, front_matter, set_block
+from .fonts import is_math, properties, rise, width
+from .shapes import Letters, Picture, Rule, front_matter, set_block
 
 __all__ = ["Drawing", "pages", "write_pdf"]
 
@@ -66,14 +67,16 @@ def pages(
     return figures
 
 
-def _flow(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> list[Box | Float]:
+def _flow(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> list[Item]:
     """What stands before the first section is over both columns."""
     first = next(at for at, block in enumerate(blocks) if isinstance(block, Heading) and block.level > 1)
     title, *abstract = blocks[:first]
     assert isinstance(title, Heading)
     texts = [block.text for block in abstract if isinstance(block, Paragraph)]
-    flow: list[Box | Float] = [front_matter(title.text, texts, form.body)]
+    flow: list[Item] = [front_matter(title.text, texts, form.body)]
     for block in blocks[first:]:
+        if isinstance(block, Heading) and block.text == APPENDIX:
+            flow.append(Barrier())
         flow += set_block(block, form.column, form.body, pictures)
     return flow
 
@@ -98,7 +101,7 @@ def _draw(
 def _letters(figure: Figure, form: Format, x: float, y: float, shape: Letters) -> None:
     figure.text(
         x / form.width,
-        1 - y / form.height,
+        1 - (y + rise(shape.text, shape.style, shape.size)) / form.height,
         f"${shape.text}$" if is_math(shape.style) else shape.text,
         fontproperties=properties(shape.style, shape.size),
         color=_MARK_COLOR if shape.style == "mark" else "black",

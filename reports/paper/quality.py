@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,24 +35,23 @@ class Measure:
 
 def _perplexity(of: str) -> Measure:
     # The mean of losses is the logarithm of a perplexity, a difference of them that of a factor.
+    title = "all tokens" if of == "positions" else of
     return Measure(
-        ratio("loss", of), False, lambda loss: f"{math.exp(loss):.2f}", lambda d: f"{math.exp(d):.2f}", "×"
+        ratio("loss", of), False, lambda loss: f"{math.exp(loss):.2f}", lambda d: f"{math.exp(d):.2f}", title
     )
 
 
-def _points(of_row: Callable[[Row], float]) -> Measure:
-    return Measure(
-        of_row, True, lambda share: f"{share:.1%}", lambda d: f"{100 * d:+.1f}", "percentage points"
-    )
+def _points(of_row: Callable[[Row], float], title: str) -> Measure:
+    return Measure(of_row, True, lambda share: f"{share:.1%}", lambda d: f"{100 * d:+.1f}", title)
 
 
 MEASURES = {
     "perplexity": _perplexity("positions"),
-    "accuracy": _points(ratio("hits", "positions")),
+    "accuracy": _points(ratio("hits", "positions"), "all tokens"),
     "perplexity_changes": _perplexity("changes"),
-    "accuracy_changes": _points(ratio("hits", "changes")),
-    "found": _points(all_first),
-    "log_probability": Measure(log_probability, True, "{:.2f}".format, "{:+.2f}".format, "nats"),
+    "accuracy_changes": _points(ratio("hits", "changes"), "changes"),
+    "found": _points(all_first, "found"),
+    "log_probability": Measure(log_probability, True, "{:.2f}".format, "{:+.2f}".format, "log probability"),
 }
 
 
@@ -114,8 +113,7 @@ def phrase(found: Measured, what: str, family: str, density: float, ledger: Ledg
     if what in {"mean", "to_dense"}:
         line = found.line(family, density)
         show = found.measure.show if what == "mean" else found.measure.show_difference
-        middle, low, high = map(show, getattr(line, what))
-        text = f"{middle} [{low}, {high}]"
+        text = _with_interval(show, getattr(line, what))
         place = f"{family}, density {line.density:g}"
     elif what == "best":
         text, place = f"`{found.best(density).family}`", f"best, density {density:g}"
@@ -131,33 +129,45 @@ def phrase(found: Measured, what: str, family: str, density: float, ledger: Ledg
     return text + ledger.note(found.source(place), {what: text})
 
 
-def table(found: Measured, ledger: Ledger) -> str:
-    """A line a family, a column a length and density: the mean of dense attention and differences from it."""
-    budgets = found.budgets()
-    dense = found.line(DENSE, 1.0)
-    families = {line.family: None for line in sorted(found.lines, key=_order(found)) if line.family != DENSE}
-    by_place = {(line.tokens, line.density, line.family): line for line in found.lines}
-    lengths = len({tokens for tokens, _ in budgets}) > 1
-    shown: dict[tuple[int, float], dict[str, str]] = {budget: {} for budget in budgets}
-    lines = []
-    for family in families:
-        cells = []
-        for budget in budgets:
-            line = by_place.get((*budget, family))
-            if line is None:
-                cells.append("")
-                continue
-            middle, low, high = map(found.measure.show_difference, line.to_dense)
-            shown[budget][family] = f"{middle} [{low}, {high}]"
-            cells.append(f"**{middle}** [{low}, {high}]" if line.best else shown[budget][family])
-        lines.append([f"`{family}`", *cells])
-    header = ["family"]
-    for budget in budgets:
-        place = f"density {budget[1]:g}" + (f", {budget[0]:,} tokens" if lengths else "")
-        header.append(place + ledger.note(found.source(place), shown[budget]))
-    text = f"{found.measure.show(dense.mean[0])}"
-    mark = ledger.note(found.source(f"dense, {dense.tokens:,} tokens"), {"mean": text})
-    return markdown_table(header, [[f"`dense`: {text}{mark}", *[""] * len(budgets)], *lines])
+def table(compared: Sequence[Measured], ledger: Ledger) -> str:
+    """A line a family, a column a measure, length and density; the differences are those from dense attention.
+
+    Dense attention has the first line, with its own mean.
+    """
+    columns = [(found, *budget) for found in compared for budget in found.budgets()]
+    several = len({tokens for _, tokens, _ in columns}) > 1
+    order = sorted(compared[0].lines, key=_order(compared[0]))
+    families = list(dict.fromkeys(line.family for line in order if line.family != DENSE))
+    header, cells = ["family"], []
+    for found, tokens, density in columns:
+        by_family = {
+            line.family: line for line in found.lines if (line.tokens, line.density) == (tokens, density)
+        }
+        shown = {
+            family: _with_interval(found.measure.show_difference, line.to_dense)
+            for family, line in by_family.items()
+        }
+        dense = next(line for line in found.lines if line.family == DENSE and line.tokens == tokens)
+        shown[DENSE] = found.measure.show(dense.mean[0])
+        place = f"density {density:g}" + (f", {tokens:,} tokens" if several else "")
+        mark = ledger.note(found.source(place), shown)
+        title = f"{found.measure.title}, " if len(compared) > 1 else ""
+        header.append(f"{title}{place}{mark}")
+        best = {family for family, line in by_family.items() if line.best}
+        cells.append([_bold(shown.get(family, ""), family in best) for family in [DENSE, *families]])
+    names = [f"`{family}`" for family in [DENSE, *families]]
+    return markdown_table(header, list(zip(names, *cells, strict=True)))
+
+
+def _with_interval(show: Callable[[float], str], ends: Sequence[float]) -> str:
+    middle, low, high = map(show, ends)
+    return f"{middle} [{low}, {high}]"
+
+
+def _bold(text: str, best: bool) -> str:
+    """The number of the best family stands out, its interval does not."""
+    number, _, interval = text.partition(" ")
+    return f"**{number}** {interval}" if best else text
 
 
 def _order(found: Measured) -> Callable[[Comparison], float]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .breaking import Line, break_lines, longest_piece, natural_width, pieces_of
 from .document import Block, Equation, Figure, Heading, Items, Paragraph, Run, Table, runs_of
 from .fonts import extent, width
+from .ledger import UNBREAKABLE
 
 __all__ = ["Box", "Float", "Letters", "Picture", "Rule", "front_matter", "set_block"]
 
@@ -19,12 +20,12 @@ CAPTION_LEADING = 9.2
 LIST_SIZE = 7.8
 _HEADINGS = {2: (10.8, 12.0, 4.0), 3: (9.4, 8.0, 2.5)}
 #: Tried one after the other until a table fits: size, and whether it may take both columns.
-_TABLE_SIZES = ((7.2, False), (6.6, False), (7.2, True), (6.4, True))
-_LONG_TABLE_SIZE = 5.9
-_CELL_GAP = 6.0
+_TABLE_SIZES = ((7.2, False), (6.6, False), (6.0, False), (5.7, False), (7.2, True), (6.4, True))
+_LONG_TABLE_SIZE = 6.0
+_CELL_GAP = 4.5
 _INDENT = 9.0
 _PARAGRAPH_GAP = 3.2
-_FLOAT_GAP = 9.0
+_FLOAT_GAP, _FLOAT_FOOT = 7.0, 6.0
 
 
 class Letters(NamedTuple):
@@ -105,7 +106,9 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
             last = replace(lines[-1], height=lines[-1].height + below)
             return [replace(box, keep=True, above=above * (not at)) for at, box in enumerate([*lines[:-1], last])]
         case Paragraph(text):
-            return _paragraph(runs_of(text), column, TEXT_SIZE, LEADING, _PARAGRAPH_GAP)
+            boxes = _paragraph(runs_of(text), column, TEXT_SIZE, LEADING, _PARAGRAPH_GAP)
+            # What it announces must not be in another column.
+            return [*boxes[:-1], replace(boxes[-1], keep=text.endswith((":", ",")))]
         case Items(labels, texts):
             return [box for item in zip(labels, texts, strict=True) for box in _item(*item, column)]
         case Equation(number, formula):
@@ -115,9 +118,9 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
             runs = [Run(f"Figure {number}. ", "bold"), *runs_of(caption)]
             below = _stacked(_lines(runs, column, CAPTION_SIZE, CAPTION_LEADING))
             shapes = (Picture(0.0, 0.0, column, height, name), *_moved(below.shapes, 0.0, height + 3.0))
-            return [Float(Box(height + 3.0 + below.height, shapes, _FLOAT_GAP))]
+            return [Float(Box(height + 3.0 + below.height + _FLOAT_FOOT, shapes, _FLOAT_GAP))]
         case Table() if block.long:
-            return list(_table(block, column, _LONG_TABLE_SIZE, wrapped=True))
+            return list(_long_table(block, column))
         case Table():
             return [_table_float(block, column, page)]
 
@@ -159,7 +162,7 @@ def _lines(
 
 def _paragraph(
     runs: Sequence[Run], column: float, size: float, leading: float, above: float, indent: float = 0.0
-) -> list[Box | Float]:
+) -> list[Box]:
     """Lines of which neither the first nor the last is ever alone in a column."""
     lines = _lines(runs, column, size, leading, indent=indent)
     last = len(lines) - 1
@@ -169,16 +172,14 @@ def _paragraph(
     ]
 
 
-def _item(label: str, text: str, column: float) -> list[Box | Float]:
+def _item(label: str, text: str, column: float) -> list[Box]:
     """Numbered lists are references, in smaller print."""
     plain = label == "-"
     size, leading = (TEXT_SIZE, LEADING) if plain else (LIST_SIZE, CAPTION_LEADING)
     indent = _INDENT if plain else width("00. ", "plain", size)
     boxes = _paragraph(runs_of(text), column, size, leading, 1.5, indent)
-    first = boxes[0]
-    assert isinstance(first, Box)
     sign = Letters(0.0 if not plain else 2.0, 0.75 * leading, "•" if plain else label, "plain", size)
-    return [replace(first, shapes=(sign, *first.shapes)), *boxes[1:]]
+    return [replace(boxes[0], shapes=(sign, *boxes[0].shapes)), *boxes[1:]]
 
 
 def _equation(number: int, formula: str, column: float) -> Box:
@@ -214,6 +215,17 @@ def _moved(shapes: Sequence[Shape], x: float, y: float) -> list[Shape]:
 # Tables ---------------------------------------------------------------------------------------------------
 
 
+def _long_table(table: Table, column: float) -> list[Box]:
+    """One paragraph in small print, every line behind its first cell: it is looked up and not read."""
+    size = _LONG_TABLE_SIZE
+    text = "; ".join(
+        f"**{first}**{UNBREAKABLE}{second}: {', '.join(others)}" for first, second, *others in table.lines
+    )
+    head = _lines(runs_of(table.caption), column, _LONG_TABLE_SIZE + 1.0, 1.2 * (size + 1.0), justified=False)
+    head = [replace(box, above=0.0 if at else 5.0, keep=True) for at, box in enumerate(head)]
+    return [*head, *_paragraph(runs_of(text + "."), column, size, 1.18 * size, 0.0)]
+
+
 def _table_float(table: Table, column: float, page: float) -> Float:
     for size, wide in _TABLE_SIZES:
         room = page if wide else column
@@ -222,7 +234,8 @@ def _table_float(table: Table, column: float, page: float) -> Float:
     boxes = _table(table, room, size, wrapped=wide)
     runs = [Run(f"Table {table.number}. ", "bold"), *runs_of(table.caption)]
     caption = _stacked(_lines(runs, room, CAPTION_SIZE, CAPTION_LEADING))
-    return Float(replace(_stacked([replace(caption, height=caption.height + 3.0), *boxes]), above=_FLOAT_GAP), wide)
+    whole = _stacked([replace(caption, height=caption.height + 3.0), *boxes])
+    return Float(replace(whole, height=whole.height + _FLOAT_FOOT, above=_FLOAT_GAP), wide)
 
 
 def _column_widths(table: Table, room: float, size: float, *, wrapped: bool) -> list[float]:
@@ -250,9 +263,9 @@ def _table(table: Table, room: float, size: float, *, wrapped: bool) -> list[Box
     while not widths and size > 4.0:
         size -= 0.2
         widths = _column_widths(table, room, size, wrapped=wrapped)
-    # A table that is narrower than its column is spread over it; a long one has its text in the last column.
+    # A table that is narrower than its column is spread over it.
     gaps = max(1, len(widths) - 1)
-    gap = _CELL_GAP if table.long else _CELL_GAP + (room - _CELL_GAP * gaps - sum(widths)) / gaps
+    gap = (room - sum(widths)) / gaps
     lefts = [sum(widths[:at]) + gap * at for at in range(len(widths))]
     leading = 1.22 * size
     rows = []

@@ -7,8 +7,8 @@ A section is Markdown with a few lines of our own:
 - ``{{ cite key ... }}`` stands for "[3]", ``{{ dated key }}`` for "(2022) [3]": numbers of ``references.md``.
 - ``:::if cases PLACE GLOB`` or ``:::if result SCENARIO`` or ``:::if lost PLACE FIELD``, up to ``:::endif``, keeps
   lines only if there are such rows; ``:::unless`` keeps them if there are none.
-- ``:::figure name``, ``:::table name``, ``:::longtable name`` and ``:::equation name`` up to ``:::`` hold what is
-  numbered; :mod:`document` reads them.
+- ``:::figure name``, ``:::table name`` and ``:::equation name`` up to ``:::`` hold what is numbered;
+  :mod:`document` reads them.
 
 No number is written by hand, but for years and numbers in code, formulas and names: that is an error.
 """
@@ -31,7 +31,7 @@ TEXT = Path(__file__).parent / "text"
 REFERENCES = "references.md"
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
-_NUMBERED = re.compile(r"^:::(figure|table|longtable|equation) (\w+)", re.MULTILINE)
+_NUMBERED = re.compile(r"^:::(figure|table|equation) (\w+)", re.MULTILINE)
 _REFERENCE = re.compile(r"^- (\w+?(\d{4})\w*): (.+(?:\n  .+)*)", re.MULTILINE)
 #: What may hold digits: placeholders, formulas, code, the lines of our own.
 _NOT_PROSE = re.compile(r"\{\{.*?\}\}|:::equation.*?^:::$|\$[^$]+\$|`[^`]+`|^:::.*?$", re.DOTALL | re.MULTILINE)
@@ -124,8 +124,7 @@ def _numbers(text: str) -> dict[tuple[str, str], int]:
     """By kind and name, the numbers of what is numbered, each kind by itself."""
     numbers: dict[tuple[str, str], int] = {}
     for match in _NUMBERED.finditer(text):
-        kind = match[1].removeprefix("long")
-        numbers[kind, match[2]] = 1 + sum(other == kind for other, _ in numbers)
+        numbers[match[1], match[2]] = 1 + sum(other == match[1] for other, _ in numbers)
     return numbers
 
 
