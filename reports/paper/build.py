@@ -26,7 +26,7 @@ __all__ = ["MARKDOWN", "PDF", "blocks_of", "digest", "main"]
 
 MARKDOWN = ROOT / "reports" / "report.md"
 PDF = ROOT / "reports" / "report.pdf"
-TITLE = "Exact sparse attention in Python: numba_sparse_attn"
+TITLE = "Exact sparse attention in Python"
 
 
 def blocks_of(evidence: Evidence, folder: Path = TEXT) -> list[Block]:
@@ -37,9 +37,9 @@ def blocks_of(evidence: Evidence, folder: Path = TEXT) -> list[Block]:
     return parse(f"{text}\n{appendix(ledger)}")
 
 
-def digest(text: str) -> str:
-    """What a PDF carries to say which text it is of."""
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+def digest(text: str, evidence: Evidence) -> str:
+    """What a PDF carries to say which text and which rows it is of."""
+    return hashlib.sha256((text + evidence.fingerprint()).encode()).hexdigest()[:20]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evidence = Evidence()
     blocks = blocks_of(evidence)
     text = markdown(blocks)
+    key = digest(text, evidence)
     if options.check:
         stale = [MARKDOWN] if not MARKDOWN.exists() or MARKDOWN.read_text("utf-8") != text else []
         # The drawing of a page is matplotlib's and differs from version to version: the text decides.
-        stale += [PDF] if not PDF.exists() or digest(text).encode() not in PDF.read_bytes() else []
+        stale += [PDF] if not PDF.exists() or key.encode() not in PDF.read_bytes() else []
         for path in stale:
             print(f"{path.relative_to(ROOT)} does not follow the result files: run make report")
         return 1 if stale else 0
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for block in blocks:
         if isinstance(block, Figure):
             drawing.save(graphics.picture(evidence, block.name), PICTURES / f"paper_{block.name}.png")
-    facts = {"Title": TITLE, "Author": "The numba_sparse_attn developers", "Keywords": digest(text)}
+    facts = {"Title": TITLE, "Author": "The numba_sparse_attn developers", "Keywords": key}
     count = pdf.write_pdf(PDF, blocks, graphics.drawings(evidence), facts)
     print(f"{MARKDOWN.relative_to(ROOT)}, {PDF.relative_to(ROOT)}: {count} pages")
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ class Evidence:
         self._results = {
             path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))
         }
+
+    def fingerprint(self) -> str:
+        """Of all rows: figures show some that no sentence speaks of."""
+        content = json.dumps([self._machines, self._results])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def machine(self, place: str) -> Machine:
         """The machine of a place."""

@@ -130,7 +130,7 @@ class Facts:
     def patterns(self) -> str:
         """How many named patterns there are."""
         return f"{len(CATALOGUE)}" + self._ledger.mark(
-            Source("patterns/README.md", "the atlas", "make atlas"), patterns=f"{len(CATALOGUE)}"
+            Source("patterns/README.md", "rows of the atlas"), patterns=f"{len(CATALOGUE)}"
         )
 
     def tests(self, file: str) -> str:

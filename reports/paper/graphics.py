@@ -174,9 +174,9 @@ def _density(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
 
 
 def _quality(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
-    """Factors of the perplexity with their intervals, a panel a scenario, a marker a density."""
+    """Factors of the perplexity with their intervals, one scenario below the other, a marker a density."""
     scenarios = [name for name in ("language", "code") if evidence.has_result(name)]
-    [panels] = _panels(figure, box, 1, len(scenarios))
+    panels = [axes for [axes] in _panels(figure, box, len(scenarios), 1)]
     for axes, scenario in zip(panels, scenarios, strict=True):
         found = quality.measured(evidence.result(scenario), scenario, "perplexity")
         lines = [line for line in found.lines if line.family != DENSE]
@@ -200,12 +200,10 @@ def _quality(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
         axes.set_xscale("log")
         most = 1.2 * math.exp(max(line.to_dense[2] for line in lines))
         axes.set_xlim(1.0, most)
-        ticks = [tick for tick in _TICKS if tick <= most]
-        axes.set_xticks(ticks if len(ticks) < 5 else [tick for tick in ticks if math.log10(tick) % 1 == 0], minor=False)
+        axes.set_xticks([tick for tick in _TICKS if tick <= most])
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("perplexity, times dense")
-        axes.set_title(scenario)
+        axes.set_xlabel(f"{scenario}: perplexity, times dense")
         if axes is panels[0]:
             axes.legend(loc="upper right", frameon=False, title="density")
         _fit(figure, axes)
@@ -217,7 +215,7 @@ FIGURES: dict[str, tuple[float, Callable[[Evidence, Figure, Rectangle], None]]] 
     "host": (0.5, _host),
     "tiles": (0.8, _tiles),
     "density": (0.6, _density),
-    "quality": (0.66, _quality),
+    "quality": (0.95, _quality),
 }
 
 

@@ -53,9 +53,10 @@ def goal_table(found: Sequence[Row], ledger: Ledger) -> str:
             value = _measure(measure, goal["value"])
             noted = measure.replace(" over ", ".")
             mark = ledger.note(bench_source(row), {field_name(row, noted): value})
-            words = measure.replace("_", " ").replace("over torch", "over torch_")
+            what, over, peer = measure.partition(" over ")
             sign = "≥" if relation == ">=" else "≤"
-            bounded = f"{words.replace('torch_ ', 'torch_')} {sign} {_measure(measure, float(bound))}"
+            words = f"{what.replace('_', ' ')}{over}{peer and f'`{peer}`'}"
+            bounded = f"{words} {sign} {_measure(measure, float(bound))}"
             outcome = "reached" if goal["met"] else "**missed**"
             case = "" if row["case"] == before else f"`{row['case']}`{mark}"
             before = row["case"]

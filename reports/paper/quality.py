@@ -14,7 +14,7 @@ from reports.scenarios.runs import Row
 from reports.scenarios.summary import all_first, log_probability, ratio
 
 from .evidence import MissingError, result_source
-from .ledger import Ledger, Source
+from .ledger import UNBREAKABLE, Ledger, Source
 
 __all__ = ["MEASURES", "Measured", "largest", "measured", "phrase", "table"]
 
@@ -41,8 +41,13 @@ def _perplexity(of: str) -> Measure:
     )
 
 
+def _signed(share: float) -> str:
+    """In percentage points; what rounds to zero has no sign of its own."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
 def _points(of_row: Callable[[Row], float], title: str) -> Measure:
-    return Measure(of_row, True, lambda share: f"{share:.1%}", lambda d: f"{100 * d:+.1f}", title)
+    return Measure(of_row, True, lambda share: f"{share:.1%}", _signed, title)
 
 
 MEASURES = {
@@ -161,13 +166,13 @@ def table(compared: Sequence[Measured], ledger: Ledger) -> str:
 
 def _with_interval(show: Callable[[float], str], ends: Sequence[float]) -> str:
     middle, low, high = map(show, ends)
-    return f"{middle} [{low}, {high}]"
+    return UNBREAKABLE.join([middle, f"[{low},", f"{high}]"])
 
 
 def _bold(text: str, best: bool) -> str:
     """The number of the best family stands out, its interval does not."""
-    number, _, interval = text.partition(" ")
-    return f"**{number}** {interval}" if best else text
+    number, space, interval = text.partition(UNBREAKABLE)
+    return f"**{number}**{space}{interval}" if best else text
 
 
 def _order(found: Measured) -> Callable[[Comparison], float]:

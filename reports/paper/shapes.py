@@ -216,10 +216,10 @@ def _moved(shapes: Sequence[Shape], x: float, y: float) -> list[Shape]:
 
 
 def _long_table(table: Table, column: float) -> list[Box]:
-    """One paragraph in small print, every line behind its first cell: it is looked up and not read."""
+    """One paragraph in small print, lines behind one another: it is looked up and not read."""
     size = _LONG_TABLE_SIZE
     text = "; ".join(
-        f"**{first}**{UNBREAKABLE}{second}: {', '.join(others)}" for first, second, *others in table.lines
+        f"**{first}**{UNBREAKABLE}{' '.join(filter(None, inner))}: {last}" for first, *inner, last in table.lines
     )
     head = _lines(runs_of(table.caption), column, _LONG_TABLE_SIZE + 1.0, 1.2 * (size + 1.0), justified=False)
     head = [replace(box, above=0.0 if at else 5.0, keep=True) for at, box in enumerate(head)]
