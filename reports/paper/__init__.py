@@ -2,6 +2,6 @@
 
 ``text/`` holds the sections, ``evidence`` the rows, ``facts`` and ``grids`` the functions that a placeholder
 can name, ``template`` fills them in and ``document`` reads the result. ``markdown`` writes it down;
-``fonts``, ``breaking``, ``shapes``, ``columns`` and ``pdf`` set it in two columns, and ``graphics`` draws. Run
-``python -m reports.paper.build``.
+``fonts``, ``breaking``, ``shapes``, ``columns`` and ``pdf`` set it in two columns, ``graphics`` draws, and
+``build`` is the command.
 """

@@ -1,7 +1,7 @@
 """Paragraphs into lines: the breaks of all lines are chosen together, and nothing is hyphenated.
 
-Lines are filled by stretching the spaces between words. Where a line would need spaces three and a half times as
-wide, because a long name comes next, it is left ragged instead.
+Lines are filled by stretching the spaces between words. Where a line would need spaces three and a half times
+as wide, because a long name comes next, it is left ragged instead.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from .document import Run
@@ -90,9 +91,7 @@ def longest_piece(pieces: Sequence[Piece]) -> float:
     return widest
 
 
-def break_lines(
-    pieces: Sequence[Piece], column: float, size: float, *, justified: bool = True
-) -> list[Line]:
+def break_lines(pieces: Sequence[Piece], column: float, size: float, *, justified: bool = True) -> list[Line]:
     """The lines of a paragraph, none wider than the column unless a single piece is."""
     if not pieces:
         return []
@@ -110,7 +109,9 @@ def break_lines(
             natural += piece.width
             shrink = _SHRINK * space * spaces if justified else 0.0
             # A group of pieces that is wider than the column by itself has to stand somewhere.
-            if natural - shrink > column + 1e-6 and any(one.joint != CLOSED for one in pieces[begin + 1 : end]):
+            if natural - shrink > column + 1e-6 and any(
+                one.joint != CLOSED for one in pieces[begin + 1 : end]
+            ):
                 break
             if end < count and pieces[end].joint == CLOSED:
                 continue
@@ -124,7 +125,7 @@ def break_lines(
     bounds = ends[::-1]
     return [
         _set_line(pieces[begin:end], column, space, fill=justified and end < count)
-        for begin, end in zip(bounds, bounds[1:], strict=False)
+        for begin, end in pairwise(bounds)
     ]
 
 

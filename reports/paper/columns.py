@@ -1,8 +1,8 @@
 """Boxes into the columns of pages.
 
-Text flows down the left column, then the right one. A float stands where it is met if there is room, else on top
-of the next column; one over both columns stands on top of the next page. What is left over at the foot of a
-column goes into the spaces between its blocks. The columns of the last page are made equally long.
+Text flows down the left column, then the right one. A float stands where it is met if there is room, else on
+top of the next column; one over both columns stands on top of the next page. What is left over at the foot of
+a column goes into the spaces between its blocks. The columns of the last page are made equally long.
 """
 
 from __future__ import annotations

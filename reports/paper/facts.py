@@ -19,7 +19,7 @@ from . import grids, quality
 from .evidence import Evidence, MissingError, bench_source, field_name, result_source
 from .ledger import UNBREAKABLE, Ledger, Source
 
-__all__ = ["Facts", "dotted"]
+__all__ = ["Facts", "dotted", "names"]
 
 #: How a number is shown.
 FORMATS: dict[str, Callable[[float], str]] = {
@@ -70,7 +70,7 @@ class Facts:
         return self._noted(row, "gflops" if "gflops" in row else "gbytes_per_second", format_rate(row))
 
     def beside(self, case: str, peer: str) -> str:
-        """"3.45 times as fast as", of ours beside a peer."""
+        """ "3.45 times as fast as", of ours beside a peer."""
         return f"{self.value(case, f'speedup.{peer}', 'times')} times as fast as"
 
     def all_pairs(self, case: str, peer: str) -> str:

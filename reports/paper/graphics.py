@@ -61,7 +61,7 @@ def _panels(figure: Figure, box: Rectangle, rows: int, columns: int) -> list[lis
     left, low, width, height = box
     figure_width, figure_height = figure.get_size_inches()
     wide, high = (width - _GAP * (columns - 1)) / columns, (height - _GAP * (rows - 1)) / rows
-    made = []
+    made: list[list[Any]] = []
     for row in range(rows):
         made.append([])
         for column in range(columns):

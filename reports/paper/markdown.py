@@ -25,9 +25,7 @@ def _text(block: Block) -> str:
         case Paragraph(text):
             return _marks(text)
         case Items(labels, texts):
-            return "\n".join(
-                f"{label} {_marks(text)}" for label, text in zip(labels, texts, strict=True)
-            )
+            return "\n".join(f"{label} {_marks(text)}" for label, text in zip(labels, texts, strict=True))
         case Equation(number, formula):
             return f"$$\n{formula} \\qquad ({number})\n$$"
         case Figure(number, name, caption):

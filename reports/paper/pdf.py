@@ -17,7 +17,7 @@ from .document import Block, Heading, Paragraph
 from .fonts import is_math, properties, rise, width
 from .shapes import Letters, Picture, Rule, front_matter, set_block
 
-__all__ = ["Drawing", "pages", "write_pdf"]
+__all__ = ["Drawing", "flow_of", "pages", "write_pdf"]
 
 #: Draws into a rectangle of a figure, which is given in inches from its lower left corner.
 Drawing = Callable[[Figure, tuple[float, float, float, float]], None]
@@ -55,7 +55,7 @@ def pages(
 ) -> list[Figure]:
     """A figure a page."""
     form = form or Format()
-    placed = compose(_flow(blocks, form, {name: height for name, (height, _) in drawings.items()}), form)
+    placed = compose(flow_of(blocks, form, {name: height for name, (height, _) in drawings.items()}), form)
     count = 1 + max(item.page for item in placed)
     figures = [Figure(figsize=(form.width / _POINTS, form.height / _POINTS)) for _ in range(count)]
     for item in placed:
@@ -67,7 +67,7 @@ def pages(
     return figures
 
 
-def _flow(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> list[Item]:
+def flow_of(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> list[Item]:
     """What stands before the first section is over both columns."""
     first = next(at for at, block in enumerate(blocks) if isinstance(block, Heading) and block.level > 1)
     title, *abstract = blocks[:first]
@@ -81,9 +81,7 @@ def _flow(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> 
     return flow
 
 
-def _draw(
-    figure: Figure, form: Format, item: Placed, drawings: Mapping[str, tuple[float, Drawing]]
-) -> None:
+def _draw(figure: Figure, form: Format, item: Placed, drawings: Mapping[str, tuple[float, Drawing]]) -> None:
     for shape in item.box.shapes:
         x, y = item.x + shape.x, item.y + shape.y
         match shape:

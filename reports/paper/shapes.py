@@ -11,7 +11,7 @@ from .document import Block, Equation, Figure, Heading, Items, Paragraph, Run, T
 from .fonts import extent, width
 from .ledger import UNBREAKABLE
 
-__all__ = ["Box", "Float", "Letters", "Picture", "Rule", "front_matter", "set_block"]
+__all__ = ["Box", "Float", "Letters", "Picture", "Rule", "Shape", "front_matter", "set_block"]
 
 TEXT_SIZE = 9.0
 LEADING = 10.9
@@ -104,7 +104,9 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
             size, above, below = _HEADINGS[level]
             lines = _lines([Run(text, "bold")], column, size, size * 1.15, justified=False)
             last = replace(lines[-1], height=lines[-1].height + below)
-            return [replace(box, keep=True, above=above * (not at)) for at, box in enumerate([*lines[:-1], last])]
+            return [
+                replace(box, keep=True, above=above * (not at)) for at, box in enumerate([*lines[:-1], last])
+            ]
         case Paragraph(text):
             boxes = _paragraph(runs_of(text), column, TEXT_SIZE, LEADING, _PARAGRAPH_GAP)
             # What it announces must not be in another column.
@@ -116,9 +118,9 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
         case Figure(number, name, caption):
             height = pictures[name] * column
             runs = [Run(f"Figure {number}. ", "bold"), *runs_of(caption)]
-            below = _stacked(_lines(runs, column, CAPTION_SIZE, CAPTION_LEADING))
-            shapes = (Picture(0.0, 0.0, column, height, name), *_moved(below.shapes, 0.0, height + 3.0))
-            return [Float(Box(height + 3.0 + below.height + _FLOAT_FOOT, shapes, _FLOAT_GAP))]
+            words = _stacked(_lines(runs, column, CAPTION_SIZE, CAPTION_LEADING))
+            shapes = (Picture(0.0, 0.0, column, height, name), *_moved(words.shapes, 0.0, height + 3.0))
+            return [Float(Box(height + 3.0 + words.height + _FLOAT_FOOT, shapes, _FLOAT_GAP))]
         case Table() if block.long:
             return list(_long_table(block, column))
         case Table():
@@ -153,7 +155,13 @@ def _letters(line: Line, size: float, x: float, y: float) -> list[Letters]:
 
 
 def _lines(
-    runs: Sequence[Run], column: float, size: float, leading: float, *, justified: bool = True, indent: float = 0.0
+    runs: Sequence[Run],
+    column: float,
+    size: float,
+    leading: float,
+    *,
+    justified: bool = True,
+    indent: float = 0.0,
 ) -> list[Box]:
     """A box a line; the baseline is a quarter of the leading above its lower edge."""
     lines = break_lines(pieces_of(runs, size), column - indent, size, justified=justified)
@@ -219,7 +227,8 @@ def _long_table(table: Table, column: float) -> list[Box]:
     """One paragraph in small print, lines behind one another: it is looked up and not read."""
     size = _LONG_TABLE_SIZE
     text = "; ".join(
-        f"**{first}**{UNBREAKABLE}{' '.join(filter(None, inner))}: {last}" for first, *inner, last in table.lines
+        f"**{first}**{UNBREAKABLE}{' '.join(filter(None, inner))}: {last}"
+        for first, *inner, last in table.lines
     )
     head = _lines(runs_of(table.caption), column, _LONG_TABLE_SIZE + 1.0, 1.2 * (size + 1.0), justified=False)
     head = [replace(box, above=0.0 if at else 5.0, keep=True) for at, box in enumerate(head)]
@@ -273,7 +282,10 @@ def _table(table: Table, room: float, size: float, *, wrapped: bool) -> list[Box
         shapes: list[Shape] = []
         height = leading
         for cell, left, wide, right in zip(line, lefts, widths, table.right, strict=True):
-            runs = [Run(run.text, "italic" if run.style == "plain" and not number else run.style) for run in runs_of(cell)]
+            runs = [
+                Run(run.text, "italic" if run.style == "plain" and not number else run.style)
+                for run in runs_of(cell)
+            ]
             for at, found in enumerate(break_lines(pieces_of(runs, size), wide + 0.5, size, justified=False)):
                 x = left + (wide - found.width if right else 0.0)
                 shapes += _letters(found, size, x, (at + 0.78) * leading)

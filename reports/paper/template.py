@@ -34,7 +34,9 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _NUMBERED = re.compile(r"^:::(figure|table|equation) (\w+)", re.MULTILINE)
 _REFERENCE = re.compile(r"^- (\w+?(\d{4})\w*): (.+(?:\n  .+)*)", re.MULTILINE)
 #: What may hold digits: placeholders, formulas, code, the lines of our own.
-_NOT_PROSE = re.compile(r"\{\{.*?\}\}|:::equation.*?^:::$|\$[^$]+\$|`[^`]+`|^:::.*?$", re.DOTALL | re.MULTILINE)
+_NOT_PROSE = re.compile(
+    r"\{\{.*?\}\}|:::equation.*?^:::$|\$[^$]+\$|`[^`]+`|^:::.*?$", re.DOTALL | re.MULTILINE
+)
 #: A digit that does not belong to a name such as H200, sm_90 or FlashAttention-2, to a width such as 16-bit,
 #: or to a power of a unit.
 _BARE_NUMBER = re.compile(r"(?<![\w.\-])\d[\d.,]*(?!-bit|-D|\w)")
@@ -76,7 +78,11 @@ def filled(text: str, references: str, evidence: Evidence, ledger: Ledger) -> st
         if name == "cite":
             return f"[{', '.join(str(number_of(key)) for key in words)}]"
         if name == "dated":
-            return f"({known[words[0]][0]}) [{number_of(words[0])}]" if words[0] in known else str(number_of(words[0]))
+            return (
+                f"({known[words[0]][0]}) [{number_of(words[0])}]"
+                if words[0] in known
+                else str(number_of(words[0]))
+            )
         method = getattr(facts, name, None)
         if name.startswith("_") or method is None:
             raise TextError(f"{{{{ {match[1]} }}}} names nothing that there is")
