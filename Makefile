@@ -23,7 +23,7 @@ help:
 	@echo "make atlas        draw the pattern cards and the format handbook"
 	@echo "make bench        all benchmark cases that run here; BENCH='--device gpu --limit 20' passes arguments"
 	@echo "make peers        install PyTorch, the benchmark peer that no other command brings"
-	@echo "make report       benchmark rows -> figures, reports/performance.md, the block in README.md"
+	@echo "make report       rows -> figures, performance.md and quality.md, README.md, and reports/report.pdf"
 	@echo "make wheel-check  build the wheel and try it in an empty venv outside the checkout"
 	@echo "make clean        remove .venv, caches and build outputs"
 
@@ -61,6 +61,8 @@ peers: $(VENV)/.installed-bench
 
 report: $(VENV)/.installed-plot
 	MPLBACKEND=Agg $(BIN)/python reports/make_report.py
+	$(BIN)/python -m reports.scenarios.summary
+	MPLBACKEND=Agg $(BIN)/python -m reports.paper.build
 
 wheel-check:
 	PYTHON="$(PYTHON)" bash .ci/wheel_check

@@ -14,9 +14,9 @@ __all__ = ["APPENDIX", "appendix"]
 APPENDIX = "Where each number comes from"
 
 _INTRODUCTION = (
-    "A raised number leads to an entry here: the short name of a file of rows with a place in it, or a source "
-    "file with a name in it, and behind it the fields with their numbers as they are shown. The files of rows "
-    "come first, with the commands that make them; `<place>` is the place."
+    "A raised number leads to an entry here: the short name of a file of rows with a place in it, or a "
+    "source file with a name in it, and behind it the fields with their numbers as they are shown. The files "
+    "of rows come first, with the commands that make them; `<place>` is the place."
 )
 
 

@@ -70,7 +70,7 @@ class Facts:
         return self._noted(row, "gflops" if "gflops" in row else "gbytes_per_second", format_rate(row))
 
     def beside(self, case: str, peer: str) -> str:
-        """ "3.45 times as fast as", of ours beside a peer."""
+        """Of ours beside a peer: '3.45 times as fast as'."""
         return f"{self.value(case, f'speedup.{peer}', 'times')} times as fast as"
 
     def all_pairs(self, case: str, peer: str) -> str:
@@ -116,7 +116,7 @@ class Facts:
         compared, lost = grids.lost(self._evidence.machine(place).rows, "speedup_all_pairs")
         if not lost:
             return f"in none of {compared} comparisons does it take anyone less time to compute all pairs"
-        return f"in {len(lost)} of {compared} comparisons computing all pairs takes less time than our sparse call"
+        return f"in {len(lost)} of {compared} comparisons computing all pairs takes less time than our call"
 
     def constant(self, file: str, name: str, form: str = "number") -> str:
         """A constant of the source."""

@@ -151,7 +151,7 @@ def _bars(
 
 
 def _fastest(own: Iterable[Row], field: str) -> list[str]:
-    """The contenders that are nearest to ours, over all cases; the others would only be lines of zero length."""
+    """The contenders, those that are nearest to ours over all cases first."""
     logarithms: dict[str, list[float]] = {}
     for row in own:
         for peer, ratio in row.get(field, {}).items():

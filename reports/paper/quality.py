@@ -135,7 +135,7 @@ def phrase(found: Measured, what: str, family: str, density: float, ledger: Ledg
 
 
 def table(compared: Sequence[Measured], ledger: Ledger) -> str:
-    """A line a family, a column a measure, length and density; the differences are those from dense attention.
+    """A line a family, a column a measure, length and density; differences are those from dense attention.
 
     Dense attention has the first line, with its own mean.
     """

@@ -5,8 +5,8 @@ A section is Markdown with a few lines of our own:
 - ``{{ name word "more words" }}`` stands for what a method of :class:`facts.Facts` returns.
 - ``{{ see figure name }}`` stands for "Figure 2"; tables and equations are numbered likewise.
 - ``{{ cite key ... }}`` stands for "[3]", ``{{ dated key }}`` for "(2022) [3]": numbers of ``references.md``.
-- ``:::if cases PLACE GLOB`` or ``:::if result SCENARIO`` or ``:::if lost PLACE FIELD``, up to ``:::endif``, keeps
-  lines only if there are such rows; ``:::unless`` keeps them if there are none.
+- ``:::if cases PLACE GLOB`` or ``:::if result SCENARIO`` or ``:::if lost PLACE FIELD``, up to ``:::endif``,
+  keeps lines only if there are such rows; ``:::unless`` keeps them if there are none.
 - ``:::figure name``, ``:::table name`` and ``:::equation name`` up to ``:::`` hold what is numbered;
   :mod:`document` reads them.
 

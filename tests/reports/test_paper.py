@@ -1,4 +1,4 @@
-"""The technical report follows the files, says what is missed, refuses numbers from nowhere, and is well set."""
+"""The technical report follows the files, says what is missed, refuses invented numbers, and is well set."""
 
 from __future__ import annotations
 
