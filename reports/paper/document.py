@@ -74,7 +74,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are set to the right or to the left; a long table has no number and may be broken."""
+    """Cells are set to the right or to the left; a long table has no number and its lines run on."""
 
     number: int
     caption: str

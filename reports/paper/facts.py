@@ -148,13 +148,17 @@ class Facts:
 
     # Tables ------------------------------------------------------------------------------------------
 
-    def goal_table(self, place: str) -> str:
-        """Every goal of a place."""
-        return grids.goal_table(self._evidence.machine(place).rows, self._ledger)
+    def missed_table(self, place: str) -> str:
+        """Every goal of a place that was missed."""
+        return grids.goal_table(self._evidence.machine(place).rows, self._ledger, met=False)
 
-    def attention_table(self, place: str, *tables: str) -> str:
-        """Every case of these tables."""
-        return grids.attention_table(self._evidence.machine(place).rows, tables, self._ledger)
+    def reached_table(self, place: str) -> str:
+        """Every goal of a place that was reached."""
+        return grids.goal_table(self._evidence.machine(place).rows, self._ledger, met=True)
+
+    def attention_table(self, place: str, *globs: str) -> str:
+        """Every case with such a name."""
+        return grids.attention_table(self._evidence.machine(place).rows, globs, self._ledger)
 
     def lost_table(self, place: str) -> str:
         """Every case in which a peer is faster."""

@@ -6,6 +6,7 @@ and tell apart without color, too.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from benchmarks.rows import Row, table_of
+from benchmarks.tables import format_seconds
 from reports import curves, drawing
 from reports.scenarios.families import DENSE
 
@@ -106,16 +108,17 @@ def _patterns(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
 
 
 def _host(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
-    _bars(evidence.machine("host").rows, ("target",), 1.0, "GFLOP/s on selected pairs", 2, figure, box)
+    _bars(evidence.machine("host").rows, ("target/*",), 1.0, "GFLOP/s on selected pairs", 2, figure, box)
 
 
 def _tiles(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
-    _bars(evidence.machine("gpu").rows, ("tile",), 1e-3, "TFLOP/s on selected pairs", 1, figure, box)
+    cases = ("tile/blocks_*", "tile/window_128_*", "tile/document_qa_*")
+    _bars(evidence.machine("gpu").rows, cases, 1e-3, "TFLOP/s on selected pairs", 1, figure, box)
 
 
 def _bars(
     found: Sequence[Row],
-    tables: Sequence[str],
+    globs: Sequence[str],
     scale: float,
     label: str,
     most: int,
@@ -129,10 +132,12 @@ def _bars(
     own = {
         row["case"]: row
         for row in found
-        if row.get("speedup") and table_of(row) in tables and row["direction"] == "forward"
+        if row.get("speedup")
+        and row["direction"] == "forward"
+        and any(fnmatch.fnmatchcase(row["case"], glob) for glob in globs)
     }
     if not own:
-        raise MissingError(f"no rows beside peers in the tables {', '.join(tables)}")
+        raise MissingError(f"no rows beside peers of the cases {', '.join(globs)}")
     names = {case: case.split("/")[1].removesuffix("_forward") for case in own}
     heights = {drawing.OURS: {names[case]: row["gflops"] * scale for case, row in own.items()}}
     for field, suffix in (("speedup", ""), ("speedup_all_pairs", ", all pairs")):
@@ -170,6 +175,19 @@ def _density(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
     [[axes]] = _panels(figure, box, 1, 1)
     curves.density_points(axes, shown)
     axes.legend(loc="lower left", frameon=False)
+    _fit(figure, axes)
+
+
+def _length(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
+    """Seconds of a forward pass over the number of tokens, on the GPU."""
+    found = [
+        row
+        for row in evidence.machine("gpu").rows
+        if table_of(row) == "length" and row["direction"] == "forward"
+    ]
+    [[axes]] = _panels(figure, box, 1, 1)
+    curves.lines_over_length(axes, found, "seconds", format_seconds)
+    axes.set_ylabel("a call, forward")
     _fit(figure, axes)
 
 
@@ -215,6 +233,7 @@ FIGURES: dict[str, tuple[float, Callable[[Evidence, Figure, Rectangle], None]]] 
     "host": (0.5, _host),
     "tiles": (0.8, _tiles),
     "density": (0.6, _density),
+    "length": (0.6, _length),
     "quality": (0.95, _quality),
 }
 

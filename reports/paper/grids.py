@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 
-from benchmarks.rows import Row, on_gpu, table_of
+from benchmarks.rows import Row, on_gpu
 from benchmarks.tables import format_bytes, format_seconds
 from reports.report_tables import markdown_table
 
@@ -43,12 +44,13 @@ def _measure(name: str, value: float) -> str:
     return format_bytes(value).replace(" ", UNBREAKABLE) if name.endswith("bytes") else times(value)
 
 
-def goal_table(found: Sequence[Row], ledger: Ledger) -> str:
-    """Every goal, what was measured, and whether that is enough."""
+def goal_table(found: Sequence[Row], ledger: Ledger, *, met: bool) -> str:
+    """Every goal that was reached, or every one that was missed, and what was measured."""
     lines: list[list[str]] = []
-    before = ""
     for row in found:
         for goal in row.get("goals", ()):
+            if goal["met"] != met:
+                continue
             measure, relation, bound = goal["goal"].rsplit(" ", 2)
             value = _measure(measure, goal["value"])
             noted = measure.replace(" over ", ".")
@@ -57,17 +59,14 @@ def goal_table(found: Sequence[Row], ledger: Ledger) -> str:
             sign = "≥" if relation == ">=" else "≤"
             words = f"{what.replace('_', ' ')}{over}{peer and f'`{peer}`'}"
             bounded = f"{words} {sign} {_measure(measure, float(bound))}"
-            outcome = "reached" if goal["met"] else "**missed**"
-            case = "" if row["case"] == before else f"`{row['case']}`{mark}"
-            before = row["case"]
-            lines.append([case, bounded, value, outcome])
+            lines.append([f"`{row['case']}`{mark}", bounded, value])
     if not lines:
-        raise MissingError("no row of this machine has a goal")
-    return markdown_table(["case", "goal", "measured", ""], lines)
+        raise MissingError(f"no goal of this machine was {'reached' if met else 'missed'}")
+    return markdown_table(["case", "goal", "measured"], lines)
 
 
-def attention_table(found: Sequence[Row], tables: Sequence[str], ledger: Ledger) -> str:
-    """A line a case: ours, beside our dense mode, the fastest peer and the fastest dense one.
+def attention_table(found: Sequence[Row], globs: Sequence[str], ledger: Ledger) -> str:
+    """A line a case with such a name: ours beside our dense mode, the fastest peer and the fastest dense one.
 
     The factors are those by which ours is faster; below 1 it is slower, which is set in bold.
     """
@@ -75,7 +74,8 @@ def attention_table(found: Sequence[Row], tables: Sequence[str], ledger: Ledger)
     unit, scale = ("TFLOP/s", 1e-3) if gpu else ("GFLOP/s", 1.0)
     lines = []
     for row in found:
-        if row["kind"] != "attention" or "speedup" not in row or table_of(row) not in tables:
+        named = any(fnmatch.fnmatchcase(row["case"], glob) for glob in globs)
+        if row["kind"] != "attention" or "speedup" not in row or not named:
             continue
         shown = {"density": _share(row["density"]), "seconds": seconds(row["seconds"])}
         shown["gflops"] = f"{row['gflops'] * scale:.3g}{UNBREAKABLE}{unit}"
@@ -91,7 +91,7 @@ def attention_table(found: Sequence[Row], tables: Sequence[str], ledger: Ledger)
         mark = ledger.note(bench_source(row), {field_name(row, name): text for name, text in shown.items()})
         lines.append([f"`{row['case']}`{mark}", *cells])
     if not lines:
-        raise MissingError(f"no rows of the tables {', '.join(tables)}")
+        raise MissingError(f"no rows of the cases {', '.join(globs)}")
     header = ["case", "density", "ours", unit, "dense", "of ideal", "fastest peer", "all pairs"]
     filled = [number for number in range(len(header)) if any(line[number] for line in lines)]
     return markdown_table(

@@ -10,8 +10,8 @@ from typing import Any
 from reports.report_tables import markdown_table
 from reports.scenarios.comparison import Comparison, compare
 from reports.scenarios.families import DENSE
+from reports.scenarios.measures import all_first, log_probability, ratio
 from reports.scenarios.runs import Row
-from reports.scenarios.summary import all_first, log_probability, ratio
 
 from .evidence import MissingError, result_source
 from .ledger import UNBREAKABLE, Ledger, Source

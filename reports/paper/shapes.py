@@ -22,6 +22,8 @@ _HEADINGS = {2: (10.8, 12.0, 4.0), 3: (9.4, 8.0, 2.5)}
 #: Tried one after the other until a table fits: size, and whether it may take both columns.
 _TABLE_SIZES = ((7.2, False), (6.6, False), (6.0, False), (5.7, False), (7.2, True), (6.4, True))
 _LONG_TABLE_SIZE = 6.0
+#: Lines of a part of a table, at most.
+_MOST_LINES = 60
 _CELL_GAP = 4.5
 _INDENT = 9.0
 _PARAGRAPH_GAP = 3.2
@@ -124,7 +126,7 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
         case Table() if block.long:
             return list(_long_table(block, column))
         case Table():
-            return [_table_float(block, column, page)]
+            return [_table_float(part, column, page) for part in _parts(block)]
 
 
 def front_matter(title: str, abstract: Sequence[str], page: float) -> Float:
@@ -233,6 +235,20 @@ def _long_table(table: Table, column: float) -> list[Box]:
     head = _lines(runs_of(table.caption), column, _LONG_TABLE_SIZE + 1.0, 1.2 * (size + 1.0), justified=False)
     head = [replace(box, above=0.0 if at else 5.0, keep=True) for at, box in enumerate(head)]
     return [*head, *_paragraph(runs_of(text + "."), column, size, 1.18 * size, 0.0)]
+
+
+def _parts(table: Table) -> list[Table]:
+    """A table that would be higher than a page, as several of about equal length."""
+    count = -(-len(table.lines) // _MOST_LINES)
+    size = -(-len(table.lines) // max(count, 1))
+    return [
+        replace(
+            table,
+            lines=table.lines[at * size : (at + 1) * size],
+            caption=f"{table.caption} Part {at + 1} of {count}." if count > 1 else table.caption,
+        )
+        for at in range(count)
+    ]
 
 
 def _table_float(table: Table, column: float, page: float) -> Float:

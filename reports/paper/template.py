@@ -5,8 +5,8 @@ A section is Markdown with a few lines of our own:
 - ``{{ name word "more words" }}`` stands for what a method of :class:`facts.Facts` returns.
 - ``{{ see figure name }}`` stands for "Figure 2"; tables and equations are numbered likewise.
 - ``{{ cite key ... }}`` stands for "[3]", ``{{ dated key }}`` for "(2022) [3]": numbers of ``references.md``.
-- ``:::if cases PLACE GLOB`` or ``:::if result SCENARIO`` or ``:::if lost PLACE FIELD``, up to ``:::endif``,
-  keeps lines only if there are such rows; ``:::unless`` keeps them if there are none.
+- ``:::if cases PLACE GLOB``, ``:::if result SCENARIO``, ``:::if lost PLACE FIELD`` and
+  ``:::if goals PLACE reached`` (or ``missed``), up to ``:::endif``, keep lines only if there are such rows.
 - ``:::figure name``, ``:::table name`` and ``:::equation name`` up to ``:::`` hold what is numbered;
   :mod:`document` reads them.
 
@@ -102,9 +102,8 @@ def _kept(lines: Sequence[str], evidence: Evidence) -> Iterator[str]:
     """The lines whose conditions hold; conditions may stand inside of one another."""
     open_conditions: list[bool] = []
     for line in lines:
-        if line.startswith((":::if ", ":::unless ")):
-            word, *condition = line.split()
-            open_conditions.append(_holds(condition, evidence) == (word == ":::if"))
+        if line.startswith(":::if "):
+            open_conditions.append(_holds(line.split()[1:], evidence))
         elif line == ":::endif":
             if not open_conditions:
                 raise TextError("an :::endif without a condition")
@@ -123,6 +122,9 @@ def _holds(condition: Sequence[str], evidence: Evidence) -> bool:
             return evidence.has_result(scenario)
         case ["lost", place, field]:
             return bool(grids.lost(evidence.machine(place).rows, field)[1])
+        case ["goals", place, "reached" | "missed" as outcome]:
+            goals = (goal for row in evidence.machine(place).rows for goal in row.get("goals", ()))
+            return any(goal["met"] == (outcome == "reached") for goal in goals)
     raise TextError(f"{' '.join(condition)} is no condition")
 
 

