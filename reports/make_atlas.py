@@ -3,9 +3,9 @@
     python reports/make_atlas.py                   write all of it
     python reports/make_atlas.py --record-levels   read the indentation of the running Python's modules anew
 
-Cards and index are made from docstrings, from the entry's examples and from computed numbers; a test
-compares them with the files. Stored patterns are written from the entry's definition, pair by pair, and
-not from the function that they are there to check.
+Cards and index are made from docstrings, from the entry's examples, from computed numbers and, in what they
+say of quality, from the rows in ``reports/results``; a test compares them with the files. Stored patterns are
+written from the entry's definition, pair by pair, and not from the function that they are there to check.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if str(ROOT) not in sys.path:
 
 from numba_sparse_attn import Pattern, patterns  # noqa: E402
 from numba_sparse_attn.patterns.catalogue import CATALOGUE, Entry  # noqa: E402
+from reports.paper.quality import pattern_lines  # noqa: E402
 
 ATLAS = ROOT / "patterns"
 LEVELS = ATLAS / "cpython_levels.json"
@@ -182,6 +183,7 @@ def card(entry: Entry) -> str:
             *(f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in doc.parameters),
             "",
             *(f"- **{heading}:** {doc.notes[label]}" for label, heading in NOTES.items()),
+            *(f"- **Quality, {budget}:** {text}." for budget, text in pattern_lines(entry.name)),
             "",
             "| | call | shape | pairs | sparsity |",
             "|---|---|--:|--:|--:|",
@@ -255,8 +257,9 @@ def index() -> str:
         "",
         "In the pictures rows are queries, columns are keys and selected pairs are dark. Sparsity is",
         f"the share of pairs that is *not* selected, in a usual setting of about {LENGTH} tokens that the",
-        "card gives. Patterns that are not here are as welcome: any SciPy sparse array is one, the",
-        "adjacency of a graph, say.",
+        "card gives. What a card says of quality is of a pretrained model that was run with the pattern",
+        "([`reports/quality.md`](../reports/quality.md)). Patterns that are not here are as welcome: any",
+        "SciPy sparse array is one, the adjacency of a graph, say.",
         "",
         "| | pattern | what a query sees | sparsity |",
         "|---|---|---|--:|",

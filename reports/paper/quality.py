@@ -1,22 +1,29 @@
-"""Rows of the scenarios as phrases and tables: factors beside dense attention, with intervals and tests."""
+"""Rows of the scenarios as phrases and tables: factors beside dense attention, with intervals and tests.
+
+The report's sentences and tables are made here, and the lines on quality of the pattern cards and of
+``benchmarks/run.py --report``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from reports.report_tables import markdown_table
 from reports.scenarios.comparison import Comparison, compare
 from reports.scenarios.families import DENSE
 from reports.scenarios.measures import all_first, log_probability, ratio
-from reports.scenarios.runs import Row
+from reports.scenarios.runs import RESULTS, Row
 
 from .evidence import MissingError, result_source
 from .ledger import UNBREAKABLE, Ledger, Source
 
-__all__ = ["MEASURES", "Measured", "largest", "measured", "phrase", "table"]
+__all__ = ["MEASURES", "Measured", "largest", "measured", "pattern_lines", "phrase", "table"]
 
 #: Below it, a difference is called significant: after Holm's adjustment for all tests of a comparison.
 SIGNIFICANT = 0.05
@@ -178,6 +185,54 @@ def _bold(text: str, best: bool) -> str:
 def _order(found: Measured) -> Callable[[Comparison], float]:
     sign = -1.0 if found.measure.higher_is_better else 1.0
     return lambda line: sign * line.to_dense[0]
+
+
+#: The family that spends its budget on a pattern, if there is one.
+_FAMILIES = {
+    "bigbird": "bigbird",
+    "block_local": "block_local",
+    "dilated_window": "dilated",
+    "document_qa": "document_qa",
+    "exponential_offsets": "log_sparse",
+    "indentation": "indentation",
+    "longformer": "longformer",
+    "outline": "outline",
+    "random_keys": "random",
+    "sink_window": "sink_window",
+    "sliding_window": "window",
+    "strided": "strided",
+}
+#: What is said of a pattern: scenario and measure, the unit of a mean and of a difference.
+_LINES = (
+    ("language", "perplexity", "perplexity {mean}, {difference} times that of dense attention"),
+    ("code", "perplexity", "perplexity {mean}, {difference} times that of dense attention"),
+    ("retrieval", "found", "{mean} of the answers found, {difference} points from dense attention"),
+)
+
+
+def pattern_lines(pattern: str, results: Path = RESULTS) -> list[tuple[str, str]]:
+    """What the rows say of a pattern: (scenario and budget, measure with intervals); nothing without rows."""
+    lines = []
+    for scenario, name, words in _LINES:
+        found = _measured_file(results / f"{scenario}.json", scenario, name)
+        if found is None:
+            continue
+        for line in found.lines:
+            if line.family == _FAMILIES.get(pattern):
+                budget = f"{scenario}, {line.tokens:,} tokens, density {line.density:g}"
+                text = words.format(
+                    mean=_with_interval(found.measure.show, line.mean),
+                    difference=_with_interval(found.measure.show_difference, line.to_dense),
+                )
+                lines.append((budget, f"{text}; {line.documents} documents".replace(UNBREAKABLE, " ")))
+    return lines
+
+
+@cache
+def _measured_file(path: Path, scenario: str, name: str) -> Measured | None:
+    if not path.exists():
+        return None
+    return measured(json.loads(path.read_text("utf-8")), scenario, name)
 
 
 def largest(content: dict[str, Any], field: str, ledger: Ledger) -> str:

@@ -281,6 +281,14 @@ def test_families_are_compared_with_dense_attention() -> None:
     assert quality.MEASURES["accuracy"].show_difference(-0.0001) == "+0.0"
 
 
+def test_lines_of_a_pattern_come_from_its_family(tmp_path: Path) -> None:
+    lines = dict(quality.pattern_lines("sliding_window"))
+    assert lines and all(budget.startswith(("language, ", "code, ", "retrieval, ")) for budget in lines)
+    assert all(re.fullmatch(r".* \[.*\].*; \d+ documents", text) for text in lines.values())
+    assert quality.pattern_lines("strided_heads") == []
+    assert quality.pattern_lines("sliding_window", tmp_path) == []
+
+
 def test_examples_in_docstrings() -> None:
     for module in (ledger, grids, document):
         assert doctest.testmod(module).failed == 0
