@@ -1,6 +1,7 @@
 """The atlas in ``patterns/``: a card, a stored pattern and a picture for every entry of the catalogue.
 
     python reports/make_atlas.py                   write all of it
+    python reports/make_atlas.py --cards           only the texts, which follow the rows in reports/results
     python reports/make_atlas.py --record-levels   read the indentation of the running Python's modules anew
 
 Cards and index are made from docstrings, from the entry's examples, from computed numbers and, in what they
@@ -338,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--cards", action="store_true", help="write the texts only")
     parser.add_argument("--record-levels", action="store_true", help="read CPython's indentation anew")
     options = parser.parse_args(arguments)
     ATLAS.mkdir(exist_ok=True)
@@ -345,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record_levels()
     for name, text in cards().items():
         (ATLAS / name).write_text(text, "utf-8")
-    for entry in CATALOGUE.values():
+    for entry in () if options.cards else CATALOGUE.values():
         write_golden(entry)
         write_picture(entry)
     print(f"{len(CATALOGUE)} patterns in {ATLAS.relative_to(ROOT)}/")

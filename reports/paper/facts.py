@@ -95,6 +95,15 @@ class Facts:
             Source(", ".join(files), "machine"), title=machine.title
         )
 
+    def goal(self, case: str, measure: str) -> str:
+        """The bound of a goal, as it is noted in the row."""
+        row = self._evidence.own(case)
+        for goal in row.get("goals", ()):
+            name, _, bound = goal["goal"].rsplit(" ", 2)
+            if name == measure:
+                return self._noted(row, f"goal of {measure}", bound)
+        raise MissingError(f"the case {case!r} has no goal of {measure}")
+
     def goals(self, place: str) -> str:
         """How many goals there are, how many of them were reached and how many missed, in words."""
         goals = [goal for row in self._evidence.machine(place).rows for goal in row.get("goals", ())]

@@ -152,6 +152,7 @@ def test_the_same_source_has_one_mark(few: Evidence) -> None:
     text = filled("{{ time target/a }} {{ beside target/a torch_sdpa }} {{ time build/a }}", few)
     assert re.findall(r"\^(\d+)\^", text) == ["1", "1", "2"]
     assert "3.00^1^ times as fast as" in text
+    assert filled('{{ goal target/a "speedup over torch_flex" }}', few).startswith("2^1^")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,7 @@ def test_the_same_source_has_one_mark(few: Evidence) -> None:
         ("constant numba_sparse_attn/formats/tiles.py MISSING", "MISSING"),
         ("constant nowhere.py TILE", "nowhere.py"),
         ("all_pairs_table host", "nothing is lost"),
+        ("goal target/a seconds", "no goal of seconds"),
         ("time", "time"),
     ],
 )
