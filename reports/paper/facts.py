@@ -90,10 +90,7 @@ class Facts:
     def machine(self, place: str) -> str:
         """What the rows of a place were measured on."""
         machine = self._evidence.machine(place)
-        files = sorted({row["file"] for row in machine.rows})
-        return machine_title(machine.rows[0]) + self._ledger.mark(
-            Source(", ".join(files), "machine"), title=machine.title
-        )
+        return machine_title(machine.rows[0]) + self._of_all(place, "machine", machine.title)
 
     def goal(self, case: str, measure: str) -> str:
         """The bound of a goal, as it is noted in the row."""
@@ -108,24 +105,27 @@ class Facts:
         """How many goals there are, how many of them were reached and how many missed, in words."""
         goals = [goal for row in self._evidence.machine(place).rows for goal in row.get("goals", ())]
         met = sum(goal["met"] for goal in goals)
-        missed = len(goals) - met
-        return f"{met} of {len(goals)} goals are reached, " + (
-            f"{missed} missed" if missed else "none is missed"
-        )
+        reached = f"{met} of {len(goals)}"
+        missed = f"{len(goals) - met} missed" if met < len(goals) else "none is missed"
+        return f"{reached} goals{self._of_all(place, 'goals', reached)} are reached, {missed}"
 
     def losses(self, place: str) -> str:
         """In how many cases a peer is faster, out of how many."""
         compared, lost = grids.lost(self._evidence.machine(place).rows)
+        mark = self._of_all(place, "speedup", f"{len(lost)} of {compared} below 1")
         if not lost:
-            return f"no peer is faster in any of the {compared} comparisons"
-        return f"a peer is faster in {len(lost)} of the {compared} comparisons"
+            return f"no peer is faster in any of the {compared} comparisons{mark}"
+        return f"a peer is faster in {len(lost)} of the {compared} comparisons{mark}"
 
     def all_pairs_losses(self, place: str) -> str:
         """In how many cases somebody computes all pairs in less time."""
         compared, lost = grids.lost(self._evidence.machine(place).rows, "speedup_all_pairs")
+        mark = self._of_all(place, "speedup_all_pairs", f"{len(lost)} of {compared} below 1")
         if not lost:
-            return f"in none of {compared} comparisons does it take anyone less time to compute all pairs"
-        return f"in {len(lost)} of {compared} comparisons computing all pairs takes less time than our call"
+            return (
+                f"in none of {compared} comparisons{mark} does it take anyone less time to compute all pairs"
+            )
+        return f"in {len(lost)} of {compared} comparisons{mark} it takes less time to compute all pairs"
 
     def constant(self, file: str, name: str, form: str = "number") -> str:
         """A constant of the source."""
@@ -200,6 +200,11 @@ class Facts:
         return quality.largest(self._evidence.result("logits"), field, self._ledger)
 
     # ------------------------------------------------------------------------------------------------
+
+    def _of_all(self, place: str, field: str, shown: str) -> str:
+        """The mark of something that all rows of a machine say together."""
+        files = sorted({row["file"] for row in self._evidence.machine(place).rows})
+        return self._ledger.note(Source(", ".join(files), "all rows"), {field: shown})
 
     def _noted(self, row: Row, field: str, shown: str) -> str:
         shown = shown.replace(" ", UNBREAKABLE)
