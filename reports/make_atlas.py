@@ -154,6 +154,7 @@ def sparsity(entry: Entry, arguments: dict[str, object]) -> tuple[tuple[int, int
 def card(entry: Entry) -> str:
     """The card of one pattern."""
     doc = read_docstring(entry)
+    quality = pattern_lines(entry.name)
     rows = []
     for label, arguments in (
         ("picture", entry.examples[0]),
@@ -184,7 +185,7 @@ def card(entry: Entry) -> str:
             *(f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in doc.parameters),
             "",
             *(f"- **{heading}:** {doc.notes[label]}" for label, heading in NOTES.items()),
-            *(f"- **Quality, {budget}:** {text}." for budget, text in pattern_lines(entry.name)),
+            *(f"- **Quality ({budget}):** a pretrained model, {text}." for budget, text in quality),
             "",
             "| | call | shape | pairs | sparsity |",
             "|---|---|--:|--:|--:|",
@@ -258,9 +259,8 @@ def index() -> str:
         "",
         "In the pictures rows are queries, columns are keys and selected pairs are dark. Sparsity is",
         f"the share of pairs that is *not* selected, in a usual setting of about {LENGTH} tokens that the",
-        "card gives. What a card says of quality is of a pretrained model that was run with the pattern",
-        "([`reports/quality.md`](../reports/quality.md)). Patterns that are not here are as welcome: any",
-        "SciPy sparse array is one, the adjacency of a graph, say.",
+        "card gives. Patterns that are not here are as welcome: any SciPy sparse array is one, the",
+        "adjacency of a graph, say.",
         "",
         "| | pattern | what a query sees | sparsity |",
         "|---|---|---|--:|",
@@ -347,7 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record_levels()
     for name, text in cards().items():
         (ATLAS / name).write_text(text, "utf-8")
-    for entry in () if options.cards else CATALOGUE.values():
+    if options.cards:
+        return
+    for entry in CATALOGUE.values():
         write_golden(entry)
         write_picture(entry)
     print(f"{len(CATALOGUE)} patterns in {ATLAS.relative_to(ROOT)}/")
