@@ -154,7 +154,6 @@ def sparsity(entry: Entry, arguments: dict[str, object]) -> tuple[tuple[int, int
 def card(entry: Entry) -> str:
     """The card of one pattern."""
     doc = read_docstring(entry)
-    quality = pattern_lines(entry.name)
     rows = []
     for label, arguments in (
         ("picture", entry.examples[0]),
@@ -185,7 +184,10 @@ def card(entry: Entry) -> str:
             *(f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in doc.parameters),
             "",
             *(f"- **{heading}:** {doc.notes[label]}" for label, heading in NOTES.items()),
-            *(f"- **Quality ({budget}):** a pretrained model, {text}." for budget, text in quality),
+            *(
+                f"- **Quality ({budget}):** a pretrained model, {text}."
+                for budget, text in pattern_lines(entry.name)
+            ),
             "",
             "| | call | shape | pairs | sparsity |",
             "|---|---|--:|--:|--:|",
