@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import rows
+from numba_sparse_attn.planner import Plan
 from reports.paper import (
     breaking,
     build,
@@ -113,6 +114,11 @@ def test_a_stale_report_is_noticed(
         monkeypatch.setattr(build, name, path)
     assert build.main(["--check"]) == 1
     assert "report.md does not follow" in capsys.readouterr().out
+
+
+def test_who_computes_the_gradients_of_tiles_is_said_as_it_is(blocks: list[document.Block]) -> None:
+    said = "Gradients of its calls come from the warp engine." in markdown.markdown(blocks)
+    assert said == hasattr(Plan, "_gradient_plan"), "tell it anew in reports/paper/text/30_engines.md"
 
 
 def test_every_mark_has_its_entry_and_every_entry_its_mark(blocks: list[document.Block]) -> None:
