@@ -103,7 +103,7 @@ class _Setter:
             while group[-1].keep and end + 1 < len(flow) and isinstance(following := flow[end + 1], Box):
                 group.append(following)
                 end += 1
-            if not self.fits(group):
+            while not self.fits(group):
                 self.next_column()
             for box in group:
                 self.put(box)
@@ -113,9 +113,9 @@ class _Setter:
         self.end_column(stretched=False)
 
     def fits(self, group: Sequence[Box]) -> bool:
-        """An empty column takes anything."""
+        """A column that is empty from the top of the page on takes anything."""
         height = sum(box.above + box.height for box in group) - (0 if self.column else group[0].above)
-        return not self.column or self.y + height <= self.length + 0.01
+        return (not self.column and not self.begin) or self.y + height <= self.length + 0.01
 
     def float_here(self, item: Float) -> None:
         """Now, or on top of a later column."""

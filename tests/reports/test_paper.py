@@ -307,12 +307,12 @@ def test_examples_in_docstrings() -> None:
 
 
 def test_the_report_has_four_to_six_pages(placed: list[columns.Placed]) -> None:
-    """Sources are behind it, and grow with the rows."""
+    """Behind them are references, and sources, which grow with the rows."""
     (begin,) = {
         item.page
         for item in placed
         for shape in item.box.shapes
-        if isinstance(shape, shapes.Letters) and shape.text == APPENDIX.split()[0] and shape.size > 10.0
+        if isinstance(shape, shapes.Letters) and shape.text == "References" and shape.style == "bold"
     }
     assert 4 <= begin + 1 <= 6
 
@@ -412,6 +412,14 @@ def test_a_float_waits_for_room_and_the_last_columns_are_even() -> None:
         if item.page == last:
             feet[item.x] = max(feet.get(item.x, 0.0), item.y + item.box.height)
     assert len(feet) == 2 and abs(feet[FORM.side] - max(feet.values())) <= 10.0 + 1e-6
+
+
+def test_what_has_no_room_below_a_wide_float_goes_to_the_next_page() -> None:
+    wide = shapes.Float(shapes.Box(500.0, ()), wide=True)
+    tall = shapes.Float(shapes.Box(400.0, ()))
+    placed = columns.compose([wide, shapes.Box(10.0, ()), tall, shapes.Box(300.0, ())], FORM)
+    pages = [(item.page, item.box.height) for item in placed]
+    assert pages == [(0, 500.0), (0, 10.0), (1, 400.0), (1, 300.0)]
 
 
 def test_what_is_behind_a_barrier_waits_for_all_floats() -> None:
