@@ -231,10 +231,10 @@ def _quality(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
 FIGURES: dict[str, tuple[float, Callable[[Evidence, Figure, Rectangle], None]]] = {
     "patterns": (0.53, _patterns),
     "host": (0.5, _host),
-    "tiles": (0.8, _tiles),
-    "density": (0.6, _density),
+    "tiles": (0.74, _tiles),
+    "density": (0.55, _density),
     "length": (0.6, _length),
-    "quality": (0.95, _quality),
+    "quality": (0.9, _quality),
 }
 
 
