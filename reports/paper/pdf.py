@@ -15,13 +15,15 @@ from .appendix import APPENDIX
 from .columns import Barrier, Format, Item, Placed, compose
 from .document import Block, Heading, Paragraph
 from .fonts import is_math, properties, rise, width
-from .shapes import Letters, Picture, Rule, front_matter, set_block
+from .shapes import SMALL_PRINTS, Box, Float, Letters, Picture, Rule, SmallPrint, front_matter, set_block
 
-__all__ = ["Drawing", "flow_of", "pages", "write_pdf"]
+__all__ = ["MOST_PAGES", "Drawing", "pages", "placed_on_pages", "write_pdf"]
 
 #: Draws into a rectangle of a figure, which is given in inches from its lower left corner.
 Drawing = Callable[[Figure, tuple[float, float, float, float]], None]
 
+#: Of the whole report, if that can be had.
+MOST_PAGES = 6
 #: Fonts are embedded whole enough to be searched and copied.
 _SETTINGS = {"pdf.fonttype": 42, "pdf.compression": 6, "pdf.use14corefonts": False, "text.usetex": False}
 _POINTS = 72.0
@@ -55,9 +57,9 @@ def pages(
 ) -> list[Figure]:
     """A figure a page."""
     form = form or Format()
-    placed = compose(flow_of(blocks, form, {name: height for name, (height, _) in drawings.items()}), form)
-    count = 1 + max(item.page for item in placed)
-    figures = [Figure(figsize=(form.width / _POINTS, form.height / _POINTS)) for _ in range(count)]
+    placed = placed_on_pages(blocks, form, {name: height for name, (height, _) in drawings.items()})
+    size = form.width / _POINTS, form.height / _POINTS
+    figures = [Figure(figsize=size) for _ in range(_count(placed))]
     for item in placed:
         _draw(figures[item.page], form, item, drawings)
     for number, figure in enumerate(figures, 1):
@@ -67,18 +69,39 @@ def pages(
     return figures
 
 
-def flow_of(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> list[Item]:
+def placed_on_pages(blocks: Sequence[Block], form: Format, pictures: dict[str, float]) -> list[Placed]:
+    """Every box with its place; long tables as roomy as a report of `MOST_PAGES` allows."""
+    tried = []
+    for small in SMALL_PRINTS:
+        tried.append(compose(_flow(blocks, form, pictures, small), form))
+        if _count(tried[-1]) <= MOST_PAGES:
+            return tried[-1]
+    return min(tried, key=_count)
+
+
+def _count(placed: Sequence[Placed]) -> int:
+    return 1 + max(item.page for item in placed)
+
+
+def _flow(blocks: Sequence[Block], form: Format, pictures: dict[str, float], small: SmallPrint) -> list[Item]:
     """What stands before the first section is over both columns."""
     first = next(at for at, block in enumerate(blocks) if isinstance(block, Heading) and block.level > 1)
     title, *abstract = blocks[:first]
     assert isinstance(title, Heading)
     texts = [block.text for block in abstract if isinstance(block, Paragraph)]
+    held: list[Box | Float] = []
     flow: list[Item] = [front_matter(title.text, texts, form.body)]
     for block in blocks[first:]:
         if isinstance(block, Heading) and block.text == APPENDIX:
             flow.append(Barrier())
-        flow += set_block(block, form.column, form.body, pictures)
-    return flow
+        found = set_block(block, form.column, form.body, pictures, small)
+        # What a heading stands over is text: a float that comes between moves behind it.
+        if isinstance(found[0], Float) and isinstance(flow[-1], Box) and flow[-1].keep:
+            held += found
+            continue
+        flow += [*found, *held]
+        held = []
+    return [*flow, *held]
 
 
 def _draw(figure: Figure, form: Format, item: Placed, drawings: Mapping[str, tuple[float, Drawing]]) -> None:

@@ -11,7 +11,18 @@ from .document import Block, Equation, Figure, Heading, Items, Paragraph, Run, T
 from .fonts import extent, width
 from .ledger import UNBREAKABLE
 
-__all__ = ["Box", "Float", "Letters", "Picture", "Rule", "Shape", "front_matter", "set_block"]
+__all__ = [
+    "SMALL_PRINTS",
+    "Box",
+    "Float",
+    "Letters",
+    "Picture",
+    "Rule",
+    "Shape",
+    "SmallPrint",
+    "front_matter",
+    "set_block",
+]
 
 TEXT_SIZE = 9.0
 LEADING = 10.9
@@ -21,13 +32,23 @@ LIST_SIZE = 7.8
 _HEADINGS = {2: (10.8, 12.0, 4.0), 3: (9.4, 8.0, 2.5)}
 #: Tried one after the other until a table fits: size, and whether it may take both columns.
 _TABLE_SIZES = ((7.2, False), (6.6, False), (6.0, False), (5.7, False), (7.2, True), (6.4, True))
-_LONG_TABLE_SIZE = 6.0
 #: Lines of a part of a table, at most.
 _MOST_LINES = 60
 _CELL_GAP = 4.5
 _INDENT = 9.0
 _PARAGRAPH_GAP = 3.2
 _FLOAT_GAP, _FLOAT_FOOT = 7.0, 6.0
+
+
+class SmallPrint(NamedTuple):
+    """How long tables are set: size of the letters, and whether every line begins anew."""
+
+    size: float
+    apart: bool
+
+
+#: From the roomiest on.
+SMALL_PRINTS = (SmallPrint(6.2, True), SmallPrint(6.2, False), SmallPrint(5.8, False))
 
 
 class Letters(NamedTuple):
@@ -90,7 +111,9 @@ class Float:
     wide: bool = False
 
 
-def set_block(block: Block, column: float, page: float, pictures: dict[str, float]) -> list[Box | Float]:
+def set_block(
+    block: Block, column: float, page: float, pictures: dict[str, float], small: SmallPrint = SMALL_PRINTS[0]
+) -> list[Box | Float]:
     """The boxes of a block.
 
     Parameters
@@ -100,6 +123,8 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
         Widths of a column and of both.
     pictures : dict
         Heights of figures by name, as parts of a column's width.
+    small : SmallPrint
+        How long tables are set.
     """
     match block:
         case Heading(level, text):
@@ -124,7 +149,7 @@ def set_block(block: Block, column: float, page: float, pictures: dict[str, floa
             shapes = (Picture(0.0, 0.0, column, height, name), *_moved(words.shapes, 0.0, height + 3.0))
             return [Float(Box(height + 3.0 + words.height + _FLOAT_FOOT, shapes, _FLOAT_GAP))]
         case Table() if block.long:
-            return list(_long_table(block, column))
+            return list(_long_table(block, column, small))
         case Table():
             return [_table_float(part, column, page) for part in _parts(block)]
 
@@ -225,16 +250,18 @@ def _moved(shapes: Sequence[Shape], x: float, y: float) -> list[Shape]:
 # Tables ---------------------------------------------------------------------------------------------------
 
 
-def _long_table(table: Table, column: float) -> list[Box]:
-    """One paragraph in small print, lines behind one another: it is looked up and not read."""
-    size = _LONG_TABLE_SIZE
-    text = "; ".join(
+def _long_table(table: Table, column: float, small: SmallPrint) -> list[Box]:
+    """What is looked up and not read: a paragraph a line, or all lines behind one another."""
+    size, leading = small.size, 1.18 * small.size
+    head = _lines(runs_of(table.caption), column, size + 1.0, 1.2 * (size + 1.0), justified=False)
+    boxes = [replace(box, above=0.0 if at else 5.0, keep=True) for at, box in enumerate(head)]
+    texts = [
         f"**{first}**{UNBREAKABLE}{' '.join(filter(None, inner))}: {last}"
         for first, *inner, last in table.lines
-    )
-    head = _lines(runs_of(table.caption), column, _LONG_TABLE_SIZE + 1.0, 1.2 * (size + 1.0), justified=False)
-    head = [replace(box, above=0.0 if at else 5.0, keep=True) for at, box in enumerate(head)]
-    return [*head, *_paragraph(runs_of(text + "."), column, size, 1.18 * size, 0.0)]
+    ]
+    for text in texts if small.apart else ["; ".join(texts) + "."]:
+        boxes += _paragraph(runs_of(text), column, size, leading, 0.0)
+    return boxes
 
 
 def _parts(table: Table) -> list[Table]:

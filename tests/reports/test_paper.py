@@ -82,7 +82,7 @@ def blocks(published: Evidence) -> list[document.Block]:
 @pytest.fixture(scope="module")
 def placed(blocks: list[document.Block]) -> list[columns.Placed]:
     heights = {name: height for name, (height, _) in graphics.FIGURES.items()}
-    return columns.compose(pdf.flow_of(blocks, FORM, heights), FORM)
+    return pdf.placed_on_pages(blocks, FORM, heights)
 
 
 @pytest.fixture
@@ -427,6 +427,29 @@ def test_what_is_behind_a_barrier_waits_for_all_floats() -> None:
     tall = shapes.Float(shapes.Box(500.0, ()))
     placed = columns.compose([*[line] * 40, tall, columns.Barrier(), line], FORM)
     assert [item.box.height for item in placed][-2:] == [500.0, 10.0]
+
+
+def test_a_figure_behind_a_heading_lets_its_text_come_first() -> None:
+    text = "# Title\n\n## First\n\n:::figure dots\nA caption.\n:::\n\nA paragraph.\n"
+    placed = pdf.placed_on_pages(document.parse(text), FORM, {"dots": 0.5})
+    first = [item.box.shapes[0] for item in placed[1:]]
+    assert [getattr(shape, "text", "") for shape in first] == ["First", "A", ""]
+
+
+def test_small_print_is_as_roomy_as_the_pages_allow() -> None:
+    lines = "\n".join(f"| {number} | `case/{number}` | seconds {number} ms |" for number in range(2, 40))
+    rows = f"| mark | place | field |\n|---|---|---|\n{lines}"
+    parts = ["# Title", "## First", f":::longtable sources\nNumbers:\n{rows}\n:::"]
+    page = columns.Format()
+    for height, apart in ((page.height, True), (130.0, False)):
+        placed = pdf.placed_on_pages(document.parse("\n\n".join(parts)), page._replace(height=height), {})
+        begins = sum(
+            shape.style == "bold" and shape.x == 0.0 and shape.text.isdigit()
+            for item in placed
+            for shape in item.box.shapes
+            if isinstance(shape, shapes.Letters)
+        )
+        assert (begins == 38) == apart
 
 
 SMALL = """# Title
