@@ -259,8 +259,11 @@ def _long_table(table: Table, column: float, small: SmallPrint) -> list[Box]:
         f"**{first}**{UNBREAKABLE}{' '.join(filter(None, inner))}: {last}"
         for first, *inner, last in table.lines
     ]
-    for text in texts if small.apart else ["; ".join(texts) + "."]:
-        boxes += _paragraph(runs_of(text), column, size, leading, 0.0)
+    if not small.apart:
+        return [*boxes, *_paragraph(runs_of("; ".join(texts) + "."), column, size, leading, 0.0)]
+    rows = [_lines(runs_of(text), column, size, leading, justified=False) for text in texts]
+    # Neither the caption nor the first line is left behind alone.
+    boxes += [replace(box, keep=at == 0 < len(rows) - 1) for at, row in enumerate(rows) for box in row]
     return boxes
 
 
