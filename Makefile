@@ -23,7 +23,7 @@ help:
 	@echo "make atlas        draw the cards of patterns and selections, and the format handbook"
 	@echo "make bench        all benchmark cases that run here; BENCH='--device gpu --limit 20' passes arguments"
 	@echo "make peers        install PyTorch, the benchmark peer that no other command brings"
-	@echo "make report       benchmark rows -> figures, reports/performance.md, the block in README.md"
+	@echo "make report       rows -> the technical report, tables, figures, pattern cards, the block in README.md"
 	@echo "make wheel-check  build the wheel and try it in an empty venv outside the checkout"
 	@echo "make clean        remove .venv, caches and build outputs"
 
@@ -62,6 +62,9 @@ peers: $(VENV)/.installed-bench
 
 report: $(VENV)/.installed-plot
 	MPLBACKEND=Agg $(BIN)/python reports/make_report.py
+	$(BIN)/python -m reports.scenarios.summary
+	$(BIN)/python reports/make_atlas.py --cards
+	MPLBACKEND=Agg $(BIN)/python -m reports.paper.build
 
 wheel-check:
 	PYTHON="$(PYTHON)" bash .ci/wheel_check

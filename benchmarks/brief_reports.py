@@ -1,10 +1,15 @@
-"""One setting in full: configuration, sparsity, performance. ``run.py --report NAME`` prints it."""
+"""One setting in full: configuration, sparsity, performance, quality. ``run.py --report NAME`` prints it.
+
+NAME is one of the settings that the project's brief has a report of, the name of a pattern, which is then
+shown in its usual setting, or a call of one, ``strided(n=4096, stride=64, window=64)``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import json.decoder
 import math
@@ -15,15 +20,18 @@ from typing import Any
 import numpy as np
 
 import numba_sparse_attn as nsa
+from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 from .kinds import AttentionCase, PatternSpec
 from .runner import Field, run_case
 from .tables import format_bytes, format_seconds, format_table
 
-__all__ = ["REPORTS"]
+__all__ = ["REPORTS", "Report", "named"]
 
 #: Longest pattern whose rows are listed and which is run; beyond, the report stops at the sparsity.
 LONGEST = 16_384
+#: Tokens of a pattern that is asked for by its name alone.
+_USUAL = 4096
 
 
 def _section(title: str, lines: list[tuple[str, str]]) -> str:
@@ -31,7 +39,7 @@ def _section(title: str, lines: list[tuple[str, str]]) -> str:
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in lines)])
 
 
-def _sparsity(pattern: nsa.Pattern, beside: list[tuple[str, str]]) -> str:
+def _sparsity(pattern: nsa.Pattern, beside: list[tuple[str, str]], title: str = "Sparsity") -> str:
     n_q, n_k = pattern.shape
     tiles = pattern.tiles()
     lines = [
@@ -43,7 +51,7 @@ def _sparsity(pattern: nsa.Pattern, beside: list[tuple[str, str]]) -> str:
         lengths = np.diff(pattern.rows().indptr)
         lines.append(("fewest, median, most", f"{lengths.min()}, {int(np.median(lengths))}, {lengths.max()}"))
     return _section(
-        "Sparsity",
+        title,
         [
             *lines,
             ("tiles of 128 x 128", f"{tiles.full_count:,} full, {tiles.partial_count:,} partial"),
@@ -68,6 +76,15 @@ PEERS = {
 }
 
 
+def _setting(spec: PatternSpec, field: Field) -> dict[str, Any]:
+    """Of the calls; a pattern of several heads says how many there are."""
+    setting = SETTINGS[field.gpu is not None]
+    pattern = spec.build()
+    if isinstance(pattern, nsa.HeadPatterns):
+        return {**setting, "heads": len(pattern), "kv_heads": len(pattern)}
+    return setting
+
+
 def _performance(spec: PatternSpec, field: Field, seed: int) -> str:
     gpu = field.gpu is not None
     lines = []
@@ -77,7 +94,7 @@ def _performance(spec: PatternSpec, field: Field, seed: int) -> str:
             spec,
             direction=direction,
             peers=PEERS[gpu, direction],
-            **SETTINGS[gpu],
+            **_setting(spec, field),
         )
         for row in run_case(case, field, seed):
             if row["status"] != "measured":
@@ -108,17 +125,27 @@ def _report(
 ) -> str:
     """`beside` are sparsities of related settings."""
     pattern = spec.build()
-    assert isinstance(pattern, nsa.Pattern)
-    parts = [title, _section("Configuration", configuration), _sparsity(pattern, beside)]
+    parts = [title, _section("Configuration", configuration)]
+    if isinstance(pattern, nsa.Pattern):
+        parts.append(_sparsity(pattern, beside))
+    else:
+        parts += [_sparsity(head, beside, f"Sparsity of head {at}") for at, head in enumerate(pattern)]
     if pattern.shape[0] <= LONGEST:
         parts.append(_performance(spec, field, seed))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, _quality(spec.function)])
+
+
+def _quality(pattern: str) -> str:
+    """What the rows of the scenarios say of the pattern, whatever its setting here."""
+    from reports.paper.quality import pattern_lines
+
+    lines = pattern_lines(pattern) or [("no rows", "no scenario of reports/scenarios has run this pattern")]
+    return _section("Quality in a pretrained model (rows of reports/results)", lines)
 
 
 def _kind(spec: PatternSpec, field: Field) -> list[tuple[str, str]]:
     """Sizes of the calls, where they run and on which engine."""
-    gpu = field.gpu is not None
-    setting = SETTINGS[gpu]
+    setting = _setting(spec, field)
     heads, head_dim, dtype = (setting[name] for name in ("heads", "head_dim", "dtype"))
     case = AttentionCase("report/plan", spec, **setting)
     own = field.own_for(case)
@@ -183,8 +210,56 @@ def multiscale(field: Field, seed: int) -> str:
     return _report("Multi-scale vision", spec, configuration, beside, field, seed)
 
 
-REPORTS: dict[str, Callable[[Field, int], str]] = {
+#: Prints a setting, measured by those of a field on inputs of a seed.
+Report = Callable[[Field, int], str]
+
+REPORTS: dict[str, Report] = {
     "document_qa": document_qa,
     "indentation": indentation,
     "multiscale": multiscale,
 }
+
+
+def named(text: str) -> Report:
+    """The report that a command line asks for; see the head of this file.
+
+    Examples
+    --------
+    >>> named("document_qa").__doc__
+    'A question of 64 tokens in front of a document, 4096 tokens together.'
+    >>> named("sliding_window(64, 2, causal=True)").args[0].label
+    'sliding_window(n=64, window=2, causal=True)'
+    """
+    if text in REPORTS:
+        return REPORTS[text]
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a name nor a call") from None
+    function = call.func if isinstance(call, ast.Call) else call
+    name = function.id if isinstance(function, ast.Name) else ""
+    if name not in CATALOGUE:
+        known = ", ".join(sorted({*REPORTS, *CATALOGUE}))
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern; there are {known}")
+    entry = CATALOGUE[name]
+    try:
+        arguments = _arguments(entry.build, call) if isinstance(call, ast.Call) else entry.scaled(_USUAL)
+        entry.build(**arguments)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+    return functools.partial(_any_pattern, PatternSpec(name, arguments))
+
+
+def _arguments(build: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
+    """By name, of a call whose arguments are literals."""
+    given = [ast.literal_eval(argument) for argument in call.args]
+    words = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return dict(inspect.signature(build).bind(*given, **words).arguments)
+
+
+def _any_pattern(spec: PatternSpec, field: Field, seed: int) -> str:
+    pattern = spec.build()
+    configuration = [("pattern", spec.label), ("sequence length", f"{pattern.shape[0]:,}")]
+    if pattern.shape[0] <= LONGEST:
+        configuration += _kind(spec, field)
+    return _report(spec.function, spec, configuration, [], field, seed)

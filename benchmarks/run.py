@@ -4,7 +4,7 @@
     python benchmarks/run.py --quick                  one line a pattern, in a minute or two
     python benchmarks/run.py --cases 'target/*'       the project's own bounds, beside the peers
     python benchmarks/run.py --device gpu --limit 20  what matters most on a GPU, in about twenty minutes
-    python benchmarks/run.py --report document_qa     configuration, sparsity and performance of a setting
+    python benchmarks/run.py --report document_qa     a setting: sparsity, performance, quality
     python benchmarks/run.py --list                   what there is
 
 Works from a checkout, installed or not. Every result is compared with the float64 oracle before it is
@@ -59,7 +59,13 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, help="time for each contender of a case (2; on a GPU 0.25)")
     add("--limit", type=float, metavar="MINUTES", help="start no case after so long; the first matter most")
     add("--list", action="store_true", help="print the cases and who is here, and stop")
-    add("--report", choices=sorted(brief_reports.REPORTS), help="print one setting in full, and stop")
+    add(
+        "--report",
+        metavar="NAME",
+        type=brief_reports.named,
+        help=f"print one setting in full, and stop: {', '.join(brief_reports.REPORTS)}, any pattern by its "
+        "name, or a call, 'sliding_window(n=4096, window=256)'",
+    )
     add("--no-figures", action="store_true", help="draw nothing")
     return made
 
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     field = runner.Field.here(options.engine, options.peer, look_for_gpu=options.device != "cpu")
     if options.report:
-        print(brief_reports.REPORTS[options.report](field, options.seed))
+        print(options.report(field, options.seed))
         return 0
     found = chosen_cases(options, field.gpu is not None)
     if not found:

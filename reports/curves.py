@@ -15,7 +15,7 @@ from benchmarks.tables import format_bytes, format_seconds
 
 from .drawing import OURS, grouped_bars, logarithmic, look_of, new_figure, own_rows
 
-__all__ = ["density", "density_points", "engines", "length", "memory", "roofline"]
+__all__ = ["density", "density_points", "engines", "length", "lines_over_length", "memory", "roofline"]
 
 #: What stands beside the contenders: ideals and limits.
 GREY = "#666666"
@@ -68,7 +68,7 @@ def density_points(axes: Any, rows: Sequence[Row]) -> None:
     axes.legend(loc="best", frameon=False, fontsize=7)
 
 
-def _lines_over_length(axes: Any, rows: Sequence[Row], measure: str, words: Callable[[float], str]) -> None:
+def lines_over_length(axes: Any, rows: Sequence[Row], measure: str, words: Callable[[float], str]) -> None:
     """A measure of every contender, dense ones included, over the number of tokens."""
     own = {row["case"]: row for row in own_rows(rows)}
     names = {name: None for row in own.values() for name in [row["contender"]]}
@@ -103,7 +103,7 @@ def length(rows: Sequence[Row]) -> Figure:
     directions = [name for name in DIRECTIONS if any(row["direction"] == name for row in rows)]
     figure, panels = new_figure(5.0 * len(directions), 4.0, len(directions))
     for axes, direction in zip(panels, directions, strict=True):
-        _lines_over_length(
+        lines_over_length(
             axes, [row for row in rows if row["direction"] == direction], "seconds", format_seconds
         )
         axes.set_title(f"{direction}, window of 256 to each side")
@@ -128,7 +128,7 @@ def memory(rows: Sequence[Row]) -> Figure:
         grouped_bars(panels[0], [row["case"] for row in whole], bars, format_bytes, log=True)
         panels[0].set_xlabel("memory")
     if swept:
-        _lines_over_length(panels[-1], swept, "peak_bytes", format_bytes)
+        lines_over_length(panels[-1], swept, "peak_bytes", format_bytes)
         panels[-1].set_ylabel("memory of a call beyond its inputs, forward")
     return figure
 

@@ -21,6 +21,8 @@ from benchmarks.rows import Row, is_peer, on_gpu
 from benchmarks.tables import format_seconds
 
 __all__ = [
+    "GALLERY",
+    "OURS",
     "Look",
     "building",
     "energy",

@@ -1,11 +1,12 @@
 """The atlas in ``patterns/``: a card, a stored pattern and a picture for every entry of the catalogue.
 
     python reports/make_atlas.py                   write all of it
+    python reports/make_atlas.py --cards           only the texts, which follow the rows in reports/results
     python reports/make_atlas.py --record-levels   read the indentation of the running Python's modules anew
 
-Cards and index are made from docstrings, from the entry's examples and from computed numbers; a test
-compares them with the files. Stored patterns are written from the entry's definition, pair by pair, and
-not from the function that they are there to check.
+Cards and index are made from docstrings, from the entry's examples, from computed numbers and, in what they
+say of quality, from the rows in ``reports/results``; a test compares them with the files. Stored patterns are
+written from the entry's definition, pair by pair, and not from the function that they are there to check.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if str(ROOT) not in sys.path:
 
 from numba_sparse_attn import Pattern, patterns  # noqa: E402
 from numba_sparse_attn.patterns.catalogue import CATALOGUE, Entry  # noqa: E402
+from reports.paper.quality import pattern_lines  # noqa: E402
 
 ATLAS = ROOT / "patterns"
 LEVELS = ATLAS / "cpython_levels.json"
@@ -196,6 +198,10 @@ def card(entry: Entry) -> str:
             *parameter_table(doc),
             "",
             *(f"- **{heading}:** {doc.notes[label]}" for label, heading in NOTES.items()),
+            *(
+                f"- **Quality ({budget}):** a pretrained model, {text}."
+                for budget, text in pattern_lines(entry.name)
+            ),
             "",
             "| | call | shape | pairs | sparsity |",
             "|---|---|--:|--:|--:|",
@@ -348,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--cards", action="store_true", help="write the texts only")
     parser.add_argument("--record-levels", action="store_true", help="read CPython's indentation anew")
     options = parser.parse_args(arguments)
     ATLAS.mkdir(exist_ok=True)
@@ -355,6 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record_levels()
     for name, text in cards().items():
         (ATLAS / name).write_text(text, "utf-8")
+    if options.cards:
+        return
     for entry in CATALOGUE.values():
         write_golden(ATLAS / f"{entry.name}.npz", golden(entry))
         write_picture(ATLAS / f"{entry.name}.png", entry.patterns(entry.examples[0]))

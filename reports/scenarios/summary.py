@@ -21,6 +21,7 @@ from reports.report_tables import markdown_table
 from .comparison import RESAMPLES, compare, complete_rows
 from .families import FAMILIES
 from .grids import GRID_FAMILIES
+from .measures import all_first, log_probability, ratio
 from .perplexity import BUCKET
 from .retrieval import DEPTHS, PROBES
 from .runs import RESULTS, Row
@@ -66,17 +67,6 @@ _INTRODUCTION = (
 )
 
 
-def _ratio(total: str, of: str, buckets: slice = slice(None)) -> Callable[[Row], float]:
-    """A sum of a row over the tokens that it was summed over; of some buckets, if there are several."""
-
-    def value(row: Row) -> float:
-        sums = row[of]
-        part, count = (np.sum(np.atleast_1d(sums[name])[buckets]) for name in (total, "count"))
-        return float(part / count)
-
-    return value
-
-
 def position_table(rows: Sequence[Row]) -> str:
     """Perplexity by position."""
     parts = []
@@ -86,7 +76,7 @@ def position_table(rows: Sequence[Row]) -> str:
         lines = [
             [f"`{family}`", f"{-density:g}"]
             + [
-                interval(over_documents(cell, _ratio("loss", "positions", slice(*edge))), perplexity)
+                interval(over_documents(cell, ratio("loss", "positions", slice(*edge))), perplexity)
                 for edge in pairwise(edges)
             ]
             for (density, family), cell in groups(same_length, density_and_family)
@@ -102,18 +92,14 @@ def depth_table(rows: Sequence[Row]) -> str:
     for tokens, same_length in groups(complete_rows(rows), lambda row: row["tokens"]):
         for (density, family), cell in groups(same_length, density_and_family):
             at_depths = groups(cell, lambda row: row["depth"])
-            shown = [interval(over_documents(found, _log_probability), nats) for _, found in at_depths]
+            shown = [interval(over_documents(found, log_probability), nats) for _, found in at_depths]
             lines.append([f"`{family}`", f"{tokens}", f"{-density:g}", *shown])
     return markdown_table(["family", "tokens", "density", *(f"depth {depth:g}" for depth in DEPTHS)], lines)
 
 
-def _log_probability(row: Row) -> float:
-    return float(row["log_probability"])
-
-
 def _perplexity_sections(rows: Sequence[Row]) -> list[str]:
-    loss = compare(rows, _ratio("loss", "positions"))
-    hits = compare(rows, _ratio("hits", "positions"), higher_is_better=True)
+    loss = compare(rows, ratio("loss", "positions"))
+    hits = compare(rows, ratio("hits", "positions"), higher_is_better=True)
     return [
         "### Perplexity",
         comparison_table(loss, "perplexity", perplexity, factor),
@@ -127,8 +113,8 @@ def _perplexity_sections(rows: Sequence[Row]) -> list[str]:
 def _code_sections(rows: Sequence[Row]) -> list[str]:
     # A document without a change of level says nothing about them.
     changing = [row for row in rows if row["changes"]["count"]]
-    loss = compare(changing, _ratio("loss", "changes"))
-    hits = compare(changing, _ratio("hits", "changes"), higher_is_better=True)
+    loss = compare(changing, ratio("loss", "changes"))
+    hits = compare(changing, ratio("hits", "changes"), higher_is_better=True)
     return [
         *_perplexity_sections(rows),
         "### Where the indentation changes: perplexity",
@@ -144,8 +130,8 @@ def _retrieval_sections(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["probe"] == probe]
         if not own:
             continue
-        likely = compare(own, _log_probability, higher_is_better=True)
-        first = compare(own, lambda row: float(not any(row["ranks"])), higher_is_better=True)
+        likely = compare(own, log_probability, higher_is_better=True)
+        first = compare(own, all_first, higher_is_better=True)
         parts += [
             f"### Probe `{probe}`: log-probability of the answer, in nats",
             comparison_table(likely, "log p", nats, nats),

@@ -345,7 +345,7 @@ def test_a_setting_in_full_is_measured_where_the_gpu_is(monkeypatch: pytest.Monk
     text = brief_reports._report("A window", WINDOW, configuration, [], field, 0)
     for line in ("2 x 16, float16", "cpu on Imagined GPU", "Sparsity", "selected pairs", "Performance"):
         assert line in text
-    table = text.split("Performance\n")[1].splitlines()[2:]
+    table = text.split("Performance\n")[1].split("\n\n")[0].splitlines()[2:]
     assert [line.split()[0] for line in table].count("backward") == 2 and "skipped" not in text
 
 
