@@ -6,7 +6,7 @@ things ("faster than") follows the rows, too, so that a sentence cannot claim wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from . import grids, quality
 from .evidence import Evidence, MissingError, bench_source, field_name, result_source
 from .ledger import UNBREAKABLE, Ledger, Source
 
-__all__ = ["Facts", "dotted", "names"]
+__all__ = ["Facts", "dotted"]
 
 #: How a number is shown.
 FORMATS: dict[str, Callable[[float], str]] = {
@@ -209,8 +209,3 @@ class Facts:
     def _noted(self, row: Row, field: str, shown: str) -> str:
         shown = shown.replace(" ", UNBREAKABLE)
         return shown + self._ledger.note(bench_source(row), {field_name(row, field): shown})
-
-
-def names() -> Sequence[str]:
-    """What a placeholder can name."""
-    return sorted(name for name in vars(Facts) if not name.startswith("_"))

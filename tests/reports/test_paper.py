@@ -19,7 +19,6 @@ from reports.paper import (
     build,
     columns,
     document,
-    facts,
     fonts,
     graphics,
     grids,
@@ -300,7 +299,6 @@ def test_lines_of_a_pattern_come_from_its_family(tmp_path: Path) -> None:
 def test_examples_in_docstrings() -> None:
     for module in (ledger, grids, document):
         assert doctest.testmod(module).failed == 0
-    assert "time" in facts.names() and not any(name.startswith("_") for name in facts.names())
 
 
 # The pages -----------------------------------------------------------------------------------------------
