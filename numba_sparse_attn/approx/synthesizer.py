@@ -9,10 +9,10 @@ from typing import Any
 from ..errors import ShapeError
 from ._arrays import library_of, narrow, summed_to, widen
 
+__all__ = ["dense_scores", "factorized_scores", "synthesizer", "synthesizer_vjp"]
+
 #: From the gradient of a result to those of the arrays that it was made from, in their order.
 Pullback = Callable[[Any], tuple[Any, ...]]
-
-__all__ = ["dense_scores", "factorized_scores", "synthesizer", "synthesizer_vjp"]
 
 
 def dense_scores(x: Any, inner: Any, inner_bias: Any, outer: Any, outer_bias: Any) -> tuple[Any, Pullback]:
