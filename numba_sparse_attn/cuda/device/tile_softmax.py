@@ -35,7 +35,9 @@ class SoftmaxTools(NamedTuple):
 
     mask: Callable[..., Any]
     start: Callable[..., Any]
-    proceed: Callable[..., Any]
+    outgrown: Callable[..., Any]
+    shifts_of: Callable[..., Any]
+    weigh: Callable[..., Any]
     rescale: Callable[..., Any]
     pack: Callable[..., Any]
     quad_sum: Callable[..., Any]
@@ -46,8 +48,9 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
     """Device functions for scores of `columns` keys and sums of `width` values.
 
     ``mask(scores, low, high)``: by the thread's mask word, in two halves (one, up to 64 keys);
-    ``start(scores, factor)`` -> maximum and sum of either row; scores become weights;
-    ``proceed(scores, factor, maxima, sums)`` -> these, fading factors, whether any in the warp is not 1;
+    ``start(scores, factor)`` -> maxima, shifts and sums of both rows; scores become weights;
+    ``outgrown(scores, factor, maxima)`` -> maxima, fading factors, whether any in the warp is not 1;
+    ``shifts_of(maxima, factor)`` -> what to hand to ``weigh(scores, factor, maxima, shifts, sums)`` -> sums;
     ``rescale(sums, fading)``, ``pack(scores, weights)``.
     """
     quads, value_quads = columns // 8, width // 8
@@ -98,22 +101,27 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
             scores[4 * i + first + 1] -= maximum
 
     @cuda.jit(device=True, inline="always")
-    def weigh(scores, factor, upper, lower, upper_sum, lower_sum):
+    def shifts_of(upper, lower, factor):
         # With nothing but -inf so far, any finite shift gives weights of 0 instead of NaN.
-        upper_base = -upper * factor if upper != -infinite else float32(0.0)
-        lower_base = -lower * factor if lower != -infinite else float32(0.0)
-        if max_float32(abs(upper_base), abs(lower_base)) > float32(_FAR):
-            if upper_base != float32(0.0):
+        upper_shift = -upper * factor if upper != -infinite else float32(0.0)
+        lower_shift = -lower * factor if lower != -infinite else float32(0.0)
+        return upper_shift, lower_shift, max_float32(abs(upper_shift), abs(lower_shift)) > float32(_FAR)
+
+    @cuda.jit(device=True, inline="always")
+    def weigh(scores, factor, upper, lower, shifts, upper_sum, lower_sum):
+        upper_shift, lower_shift, far = shifts
+        if far:
+            if upper_shift != float32(0.0):
                 subtract(scores, 0, upper)
-                upper_base = float32(0.0)
-            if lower_base != float32(0.0):
+                upper_shift = float32(0.0)
+            if lower_shift != float32(0.0):
                 subtract(scores, 2, lower)
-                lower_base = float32(0.0)
+                lower_shift = float32(0.0)
         for i in range(quads):
-            scores[4 * i] = exp2_float32(fma_float32(scores[4 * i], factor, upper_base))
-            scores[4 * i + 1] = exp2_float32(fma_float32(scores[4 * i + 1], factor, upper_base))
-            scores[4 * i + 2] = exp2_float32(fma_float32(scores[4 * i + 2], factor, lower_base))
-            scores[4 * i + 3] = exp2_float32(fma_float32(scores[4 * i + 3], factor, lower_base))
+            scores[4 * i] = exp2_float32(fma_float32(scores[4 * i], factor, upper_shift))
+            scores[4 * i + 1] = exp2_float32(fma_float32(scores[4 * i + 1], factor, upper_shift))
+            scores[4 * i + 2] = exp2_float32(fma_float32(scores[4 * i + 2], factor, lower_shift))
+            scores[4 * i + 3] = exp2_float32(fma_float32(scores[4 * i + 3], factor, lower_shift))
             upper_sum += scores[4 * i] + scores[4 * i + 1]
             lower_sum += scores[4 * i + 2] + scores[4 * i + 3]
         return upper_sum, lower_sum
@@ -121,15 +129,16 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
     @cuda.jit(device=True, inline="always")
     def start(scores, factor):
         upper, lower = largest_of(scores, -infinite, -infinite)
-        upper_sum, lower_sum = weigh(scores, factor, upper, lower, float32(0.0), float32(0.0))
-        return upper, lower, upper_sum, lower_sum
+        shifts = shifts_of(upper, lower, factor)
+        upper_sum, lower_sum = weigh(scores, factor, upper, lower, shifts, float32(0.0), float32(0.0))
+        return upper, lower, shifts, upper_sum, lower_sum
 
     @cuda.jit(device=True, inline="always")
-    def proceed(scores, factor, upper, lower, upper_sum, lower_sum):
+    def outgrown(scores, factor, upper, lower):
         new_upper, new_lower = largest_of(scores, upper, lower)
-        upper_fade = lower_fade = float32(1.0)
         upper_grows = (new_upper - upper) * factor > float32(_PATIENCE)
         lower_grows = (new_lower - lower) * factor > float32(_PATIENCE)
+        upper_fade = lower_fade = float32(1.0)
         grows = any_lane(upper_grows or lower_grows)
         if grows:
             if upper_grows:
@@ -138,10 +147,7 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
             if lower_grows:
                 lower_fade = exp2_float32((lower - new_lower) * factor)
                 lower = new_lower
-            upper_sum *= upper_fade
-            lower_sum *= lower_fade
-        upper_sum, lower_sum = weigh(scores, factor, upper, lower, upper_sum, lower_sum)
-        return upper, lower, upper_sum, lower_sum, upper_fade, lower_fade, grows
+        return upper, lower, upper_fade, lower_fade, grows
 
     @cuda.jit(device=True, inline="always")
     def rescale(sums, upper_fade, lower_fade):
@@ -161,4 +167,4 @@ def softmax_tools(kind: str, columns: int, width: int) -> SoftmaxTools:
         value += xor_lane(value, 1)
         return value + xor_lane(value, 2)
 
-    return SoftmaxTools(mask, start, proceed, rescale, pack, quad_sum)
+    return SoftmaxTools(mask, start, outgrown, shifts_of, weigh, rescale, pack, quad_sum)

@@ -72,7 +72,9 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
         kind, shape.depth, keys, query_row, key_row, row_tiles, stay=queries_stay, negate=negate
     )
     add = product_with_columns(kind, width, keys, value_row, row_tiles)
-    mask_scores, _, proceed, rescale, pack, quad_sum = softmax_tools(kind, keys, width)
+    tools = softmax_tools(kind, keys, width)
+    outgrown, shifts_of, weigh_scores, rescale = tools.outgrown, tools.shifts_of, tools.weigh, tools.rescale
+    mask_scores, pack, quad_sum = tools.mask, tools.pack, tools.quad_sum
     inverse, logarithm, blemish = result_tools(width)
     compute_exactly = exact_row(kind, shape.depth, width)
     own_piece, copy_rows, store_rows = row_tools(kind, width, threads, query_row)
@@ -113,12 +115,15 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
     @cuda.jit(device=True, inline="always")
     def weigh(scores, sums, weights, softmax, factor):
         """Scores to packed weights; `softmax` is (upper, lower maximum, upper, lower sum of weights)."""
-        upper, lower, upper_sum, lower_sum, upper_fade, lower_fade, fades = proceed(
-            scores, factor, softmax[0], softmax[1], softmax[2], softmax[3]
-        )
-        softmax[0], softmax[1], softmax[2], softmax[3] = upper, lower, upper_sum, lower_sum
-        if fades:
+        upper, lower, upper_fade, lower_fade, grows = outgrown(scores, factor, softmax[0], softmax[1])
+        softmax[0], softmax[1] = upper, lower
+        if grows:
+            softmax[2] *= upper_fade
+            softmax[3] *= lower_fade
             rescale(sums, upper_fade, lower_fade)
+        # Shifts are made again in every step: to keep them takes registers that are not there.
+        shifts = shifts_of(upper, lower, factor)
+        softmax[2], softmax[3] = weigh_scores(scores, factor, upper, lower, shifts, softmax[2], softmax[3])
         pack(scores, weights)
 
     @cuda.jit(device=True, inline="always")

@@ -103,7 +103,9 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
 
     chain = Chain(kind, shape.depth, keys, shape.width, TILE, shape.negate)
     score, add, score_and_add, wait = products(chain)
-    mask_scores, start, proceed, rescale, pack, quad_sum = softmax_tools(kind, keys, shape.width)
+    mask_scores, start, outgrown, shifts_of, weigh, rescale, pack, quad_sum = softmax_tools(
+        kind, keys, shape.width
+    )
     compute_exactly = exact_row(kind, shape.depth, shape.width)
     pack_two = pack_pair(kind)
     store_float32 = store_element("float32")
@@ -289,6 +291,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                     sums[i] = float32(0.0)
                 upper, lower = float32(-math.inf), float32(-math.inf)
                 upper_sum, lower_sum = float32(0.0), float32(0.0)
+                shifts = float32(0.0), float32(0.0), False
                 barrier_wait(uint32(queries_full + 8 * buffer), buffer_parity(number))
                 stage = stage_of(turn)
                 if turn < end:
@@ -297,7 +300,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                 release_queries(queries_empty, number, mine)
                 if turn < end:
                     mask_and_release(scores, flags, word_at, keys_empty, turn, lane)
-                    upper, lower, upper_sum, lower_sum = start(scores, factor)
+                    upper, lower, shifts, upper_sum, lower_sum = start(scores, factor)
                     pack(scores, weights)
                     turn = int32(turn + 1)
                     if turn < end:
@@ -309,8 +312,16 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                         values = uint32(value_units + before * (value_bytes >> 4))
                         score_and_add(scores, sums, weights, left, right, values)
                         mask_and_release(scores, flags, word_at, keys_empty, turn, lane)
-                        upper, lower, upper_sum, lower_sum, upper_fade, lower_fade, fades = proceed(
-                            scores, factor, upper, lower, upper_sum, lower_sum
+                        upper, lower, upper_fade, lower_fade, grows = outgrown(scores, factor, upper, lower)
+                        if grows:
+                            # The only branch for what happens a few times a row.
+                            shifts = shifts_of(upper, lower, factor)
+                            upper_sum *= upper_fade
+                            lower_sum *= lower_fade
+                            wait(sums, weights)
+                            rescale(sums, upper_fade, lower_fade)
+                        upper_sum, lower_sum = weigh(
+                            scores, factor, upper, lower, shifts, upper_sum, lower_sum
                         )
                         turn = int32(turn + 1)
                         # Here and not before its use, because the assembler moves the next wait up to
@@ -320,8 +331,6 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                         wait(sums, weights)
                         if lane == 0:
                             barrier_arrive(uint32(values_empty + 8 * before))
-                        if fades:
-                            rescale(sums, upper_fade, lower_fade)
                         pack(scores, weights)
                     stage = stage_of(int32(turn - 1))
                     barrier_wait(uint32(values_full + 8 * stage), stage_parity(int32(turn - 1)))
