@@ -21,6 +21,7 @@ from hypothesis import settings
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
 from numba_sparse_attn.cuda.tile.copies import COPY_SIGNATURE, COPY_THREADS, make_copy
 from numba_sparse_attn.cuda.tile.forward_sm90 import FORWARD_SIGNATURE, THREADS, make_forward
+from numba_sparse_attn.cuda.tile.merge import MERGE_SIGNATURE, MERGE_WARPS, MergeShape, make_merge
 from numba_sparse_attn.cuda.tile.shape import tile_shape
 
 from .compiling import disassembled, instructions, ptx_of
@@ -66,6 +67,14 @@ def test_registers_hold_everything(kind, head_dim, value_dim, masked, negate):
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_need_few_registers(kind):
     assert checked(compile_kernel(make_copy(kind), COPY_SIGNATURE, HOPPER, COPY_THREADS)) <= 64
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_merging_needs_few_registers(width):
+    compiled = compile_kernel(
+        make_merge(MergeShape("float16", width, width, False)), MERGE_SIGNATURE, HOPPER, 32 * MERGE_WARPS
+    )
+    assert checked(compiled) <= 128
 
 
 @pytest.mark.parametrize(

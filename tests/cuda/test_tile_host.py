@@ -13,15 +13,19 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 from numba_sparse_attn import as_pattern, patterns
 from numba_sparse_attn.cuda import tile
-from numba_sparse_attn.cuda.tile import schedule
+from numba_sparse_attn.cuda.device.row_parts import row_bytes
+from numba_sparse_attn.cuda.tile import dealing, schedule
 from numba_sparse_attn.cuda.tile.copies import COPY_SIGNATURE
 from numba_sparse_attn.cuda.tile.forward_sm90 import FORWARD_SIGNATURE
+from numba_sparse_attn.cuda.tile.merge import MERGE_SIGNATURE
 from numba_sparse_attn.cuda.tile.operands import Operand, parts_of
 from numba_sparse_attn.cuda.tile.shape import MOST_HEAD_DIM, tile_shape
 from numba_sparse_attn.testing import random_problem, request_for
 from numba_sparse_attn.testing.strategies import views
 
 from .noting_device import HALF, MULTIPROCESSORS, Device, view_of
+
+ITEM_COST = 2
 
 
 def call(problem, structures, device, addresses=(1 << 20, 2 << 20, 3 << 20, 4 << 20)):
@@ -38,20 +42,76 @@ def call(problem, structures, device, addresses=(1 << 20, 2 << 20, 3 << 20, 4 <<
 @given(st.lists(st.integers(1, 200), max_size=400), st.integers(1, 140))
 def test_every_item_is_dealt_once_and_blocks_are_even(costs, blocks):
     costs = np.array(costs, np.int64)
-    order, begins = schedule.assign(costs, blocks)
+    order, begins = dealing.assign(costs, blocks)
     assert sorted(order.tolist()) == list(range(len(costs)))
     assert begins[0] == 0 and begins[-1] == len(costs) and len(begins) == blocks + 1
-    counts = np.diff(begins)
-    assert counts.max(initial=0) - counts.min(initial=len(costs)) <= 1
-    loads = [costs[order[a:b]].sum() for a, b in itertools.pairwise(begins)]
-    assert max(loads) - min(loads) <= costs.max(initial=0)
+    loads = [(costs[order[a:b]] + ITEM_COST).sum() for a, b in itertools.pairwise(begins)]
+    assert max(loads) - min(loads) <= costs.max(initial=0) + ITEM_COST
     for a, b in itertools.pairwise(begins):
         assert np.all(np.diff(costs[order[a:b]]) <= 0)
 
 
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.integers(1, 140))
+def test_what_is_cut_is_all_there_once(lengths, blocks):
+    items = [(number, length, 10_000 * number, 7) for number, length in enumerate(lengths)]
+    work, long_rows = dealing.cut(np.array(items, np.int64), 8, blocks)
+    parts = {}
+    for place, word, address, masks in work.tolist():
+        parts.setdefault(place, []).append((word >> 32, word & 0xFFFFFFFF, address))
+        assert masks == 7
+    described = {place: rest for place, *rest in long_rows.tolist()}
+    slots = []
+    for number, length in enumerate(lengths):
+        pieces = parts.pop(number)
+        if number not in described:
+            assert pieces == [(0, length, 10_000 * number)]
+            continue
+        first, count, *rest = described[number]
+        assert rest == [10_000 * number, length, 7] and count == len(pieces) > 1
+        assert [slot - 1 for slot, _, _ in pieces] == list(range(first, first + count))
+        at = 10_000 * number
+        for _, tiles, address in pieces:
+            assert tiles > 0 and address == at
+            at += 8 * tiles
+        assert at == 10_000 * number + 8 * length
+        slots += [slot for slot, _, _ in pieces]
+    assert not parts and sorted(slots) == list(range(1, len(slots) + 1))
+
+
+def test_rows_are_cut_where_they_would_be_waited_for():
+    def longest(pattern, heads):
+        lengths = np.tile(np.diff(pattern.tiles().indptr), heads)
+        work = np.stack([np.arange(len(lengths)), lengths, 0 * lengths, 0 * lengths], axis=1)
+        work, long_rows = dealing.cut(work, 8, MULTIPROCESSORS)
+        blocks = min(MULTIPROCESSORS, len(work))
+        order, begins = dealing.assign(work[:, 1] & 0xFFFFFFFF, blocks)
+        costs = (work[order, 1] & 0xFFFFFFFF) + ITEM_COST
+        return np.add.reduceat(costs, begins[:-1]).max() / (costs.sum() / MULTIPROCESSORS), len(long_rows)
+
+    globals_and_window = patterns.longformer(65_536, window=256, tokens=[0, 1])
+    load, cut_rows = longest(globals_and_window, 8)
+    assert load < 1.05 and cut_rows == 8
+    load, cut_rows = longest(patterns.full(4096), 1)
+    assert load < 1.4 and cut_rows == 32
+    assert longest(patterns.full(4096), 64)[1] == longest(patterns.sliding_window(4096, 128), 1)[1] == 0
+
+
+def test_a_cut_row_takes_two_kernels_and_memory_for_its_parts():
+    problem = random_problem(np.ones((100, 4096), bool), heads=2, head_dim=64, dtype=HALF)
+    with Device().installed() as device:
+        call(problem, as_pattern(problem.mask).tiles(), device)
+        (first, blocks, arguments), (second, merging, more) = device.launches
+        assert (first, second) == ("make_forward", "make_merge")
+        assert len(arguments) == len(FORWARD_SIGNATURE.args) and len(more) == len(MERGE_SIGNATURE.args)
+        long_rows = device.memory[more[0]]
+        assert blocks == long_rows[:, 2].sum() == 16 and merging == 2 * 128 // 4
+        assert arguments[4] == more[1] and arguments[5:] == more[3:]
+        assert device.room(0) - more[1] >= blocks * 128 * row_bytes(64)
+
+
 def test_a_causal_pattern_is_dealt_evenly():
     lengths = np.tile(np.arange(1, 129), 16)
-    order, begins = schedule.assign(lengths, MULTIPROCESSORS)
+    order, begins = dealing.assign(lengths, MULTIPROCESSORS)
     loads = np.add.reduceat(lengths[order], begins[:-1])
     assert loads.max() < 1.02 * loads.mean()
 
@@ -142,8 +202,8 @@ def test_a_further_call_prepares_and_uploads_nothing():
         assert first == second and first[0] == "make_forward"
         assert len(first[2]) == len(FORWARD_SIGNATURE.args)
         for number, array in enumerate(arrays):
-            assert first[2][9 + number] == array.address
-            assert first[2][13 + 3 * number : 16 + 3 * number] == (0, *array.strides[-3:-1])
+            assert first[2][10 + number] == array.address
+            assert first[2][14 + 3 * number : 17 + 3 * number] == (0, *array.strides[-3:-1])
         described = device.memory[first[2][0]].reshape(4, -1)
         assert described[:, 0].tolist() == [array.address for array in arrays]
         moved = [view_of(array.owner, array.address + (1 << 24)) for array in arrays]
@@ -159,7 +219,7 @@ def test_arrays_that_the_copy_engine_cannot_take_are_copied():
         assert kernels == ["make_copy"] * 3 + ["make_forward"] + ["make_copy"]
         copies = [arguments for kernel, _, arguments in device.launches if kernel == "make_copy"]
         assert all(len(arguments) == len(COPY_SIGNATURE.args) for arguments in copies)
-        places = device.launches[3][2][9:13]
+        places = device.launches[3][2][10:14]
         assert [copy[0] for copy in copies[:3]] == [array.address for array in arrays[:3]]
         assert [copy[1] for copy in copies[:3]] == list(places[:3])
         assert copies[3][:2] == (places[3], arrays[3].address)
@@ -172,7 +232,7 @@ def test_axes_that_do_not_merge_are_called_one_by_one():
     with Device().installed() as device:
         call(problem.with_arrays(*turned), patterns.full(9).tiles(), device)
         assert len(device.launches) == 6
-        first = {arguments[9] for _, _, arguments in device.launches}
+        first = {arguments[10] for _, _, arguments in device.launches}
         assert len(first) == 6 and min(first) == 1 << 20
 
 

@@ -17,7 +17,9 @@ from numba import cuda, float32
 from numba_sparse_attn import as_pattern
 from numba_sparse_attn.cuda.device import fragments, simulated_fragments
 from numba_sparse_attn.cuda.device.shared_rows import lane_offset, pieces_at
-from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
+from numba_sparse_attn.cuda.device.simulated import guarded
+from numba_sparse_attn.cuda.tile.merge import MERGE_SIGNATURE, MERGE_WARPS, MergeShape, make_merge
+from numba_sparse_attn.testing import DTYPES, budget_for, nan_filled, poisoned, random_problem
 
 from .fragment_products import make_products, operands
 from .simulator_cases import address_of, one_core  # noqa: F401
@@ -38,6 +40,70 @@ def ragged(n_q, n_k, seed=0):
     mask[[0, n_q // 3]] = False
     mask[n_q // 2] = True
     return mask
+
+
+# What merges
+
+
+def parts_of_rows(problem, head, counts):
+    """Slots [parts, 128, width + 2] of one head's tile rows, as the tiles of each part have them.
+
+    `counts` has the parts of each tile row; keys are shared out among them tile by tile.
+    """
+    width = -(-problem.v.shape[-1] // 32) * 32
+    scores = problem.q[head].astype(np.float32) @ problem.k[head].astype(np.float32).T
+    factor = np.float32(problem.scale * np.log2(np.e))
+    values = problem.v[head].astype(np.float32)
+    slots = []
+    for row, count in enumerate(counts):
+        for keys in np.array_split(np.arange(-(-scores.shape[1] // 128)), count):
+            here = np.isin(np.arange(scores.shape[1]) // 128, keys)
+            slot = np.zeros((128, width + 2), np.float32)
+            rows = range(128 * row, min(128 * (row + 1), len(scores)))
+            for number, query in enumerate(rows):
+                selected = problem.mask[query] & here
+                some = scores[query, selected]
+                largest = some.max(initial=-np.inf)
+                weights = np.exp2((some - largest) * factor) if len(some) else some
+                # A product of matrices has 0 * nan of what is not selected, too.
+                products = np.where(selected, 0, 0 * values.T).T[here].sum(axis=0)
+                slot[number, : values.shape[1]] = weights @ values[selected] + products
+                slot[number, width:] = largest, weights.sum()
+            slots.append(slot)
+    return np.stack(slots)
+
+
+@pytest.mark.parametrize(("head_dim", "poison"), [(32, 0.0), (80, np.nan)])
+def test_parts_of_rows_become_results(head_dim, poison):
+    mask = ragged(150, 400)
+    mask[:, [5, 390]] = False
+    problem = random_problem(mask, heads=1, head_dim=head_dim, dtype=np.float16)
+    dirty = poisoned(problem, poison)
+    tiles = as_pattern(mask).tiles()
+    counts = [3, 2]
+    with np.errstate(invalid="ignore"):
+        slots = parts_of_rows(dirty, 0, counts)
+    pairs = np.stack([tiles.columns, tiles.mask_ids], axis=1)
+    lanes = np.ascontiguousarray(tiles.lanes)
+    firsts = np.cumsum([0, *counts[:-1]])
+    lists = address_of(pairs) + 8 * tiles.indptr[:-1]
+    long_rows = np.stack(
+        [np.arange(2), firsts, counts, lists, np.diff(tiles.indptr), np.full(2, address_of(lanes))], axis=1
+    ).astype(np.int64)
+    out = nan_filled((1, 150, head_dim), problem.dtype)
+    lse = nan_filled((1, 150), np.dtype(np.float32))
+    arrays = (*dirty.arrays[:3], out)
+    depth = -(-head_dim // 32) * 32
+    kernel = make_merge(MergeShape("float16", depth, depth, False))
+    addresses = [address_of(array) for array in (long_rows, slots, lse)]
+    strides = [stride for array in arrays for stride in (0, *array.strides[:2])]
+    sizes = [1, 1, 150, head_dim, head_dim]
+    factor = np.float32(problem.scale * np.log2(np.e))
+    arguments = [*addresses, *sizes, *(address_of(array) for array in arrays), *strides, factor]
+    typed = [kind(argument) for kind, argument in zip(MERGE_SIGNATURE.args, arguments, strict=True)]
+    with guarded([long_rows, slots, pairs, lanes, *arrays[:3]], [out, lse]):
+        cuda.jit(kernel)[2 * 128 // MERGE_WARPS, 32 * MERGE_WARPS](*typed)
+    budget_for(problem, gradients=False).check(out=out, lse=lse)
 
 
 # The engine

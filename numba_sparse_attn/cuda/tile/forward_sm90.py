@@ -12,20 +12,29 @@ weights, were no cure for the short products of head dimension 64: 0.669 instead
 
 There a step of a warp is a chain of 2170 cycles, of which products are 1024 for both warpgroups:
 exponentials 680, maxima 330, starting products 175, packing 130, the wait for scores 125, branches and
-barriers most of the rest; no unit is busy for half of the time (4096 tokens, 64 heads, float16: 0.627 ms;
-cuDNN 0.578 ms). Not faster: scores started two steps ahead, which 240 registers allow in steps of 64 keys
+barriers most of the rest; Tensor Cores are busy for 47 % of the time, L2 for 21 % (4096 tokens, 64 heads,
+float16: 0.630 ms; cuDNN 0.584 ms), where it is 78 % and 33 % at head dimension 128. Not faster: scores started two steps ahead, which 240 registers allow in steps of 64 keys
 (0.83 ms, and at head dimension 128 0.97 instead of 0.87 ms: what a step costs beside its keys is paid twice);
 a quarter of the exponentials by polynomials (0.70 ms); maxima as a tree, and the first step like all others
 (0.626 ms; at 128 0.81 instead of 0.87 ms with full tiles, but a window of 256 0.198 instead of 0.172 ms).
+
+A row of few tiles costs more than its tiles: with a window of 256 to both sides of 16,384 tokens, 5 tiles a
+row, Tensor Cores are busy for 60 % (L2 47 %, memory 33 %), 0.164 ms. A row's first scores started together with
+the last sum of the row before were no cure: 0.178 ms, and 0.851 instead of 0.832 ms with all tiles. Nor with
+lists read a tile ahead by the copying warp, and a further warp that stores results and frees buffers: 0.177 ms.
+While one warpgroup ends a row, the other has the Tensor Cores to itself; that is lost when both always want
+them.
+
 Packing weights while the next exponentials are computed came to nothing: the assembler moves it behind the
 wait.
 
 Keys beyond the last, and columns beyond the head dimension, arrive as zeros from the copy engine; masks have
 no bits there. Rows and columns beyond the results are dropped by it.
 
-Work is a list of int64 quadruples (entry << 32 | tile row, tiles, address of their list, address of the masks
-in lane order); block b takes numbers begins[b] to begins[b + 1] - 1. A tile list is of int32 pairs (column,
-mask); entry is batch * heads + head.
+Work is a list of int64 quadruples (entry << 32 | tile row, tiles | part << 32, address of their list, address
+of the masks in lane order); block b takes numbers begins[b] to begins[b + 1] - 1. A tile list is of int32
+pairs (column, mask); entry is batch * heads + head. A part above 0 says that these are not all tiles of the
+row: what comes of them goes to slot part - 1, and ``merge.py`` makes results of it.
 """
 
 from __future__ import annotations
@@ -39,6 +48,7 @@ from numba import cuda, float32, int32, int64, types, uint8, uint32
 from ...formats.tiles import FULL, TILE
 from ..device.exact_rows import exact_row
 from ..device.lanes import from_lane, load_int32, load_int64, store_element
+from ..device.row_parts import part_writer
 from ..device.tile_softmax import softmax_tools
 from ..ptx.barriers import (
     barrier_arrive,
@@ -75,7 +85,7 @@ _ROWS = 64
 
 FORWARD_SIGNATURE = types.void(
     *[types.int64] * 3,  # descriptions of q, k, v and out, work, begins
-    types.int64,  # lse (0: not wanted), contiguous
+    *[types.int64] * 2,  # lse (0: not wanted), contiguous; memory for parts of rows
     *[types.int32] * 5,  # heads, group, n_q, head_dim, value_dim
     *[types.int64] * 4,  # q, k, v, out
     *[types.int64] * 12,  # (batch, head, row) strides of q, k, v, out in bytes
@@ -107,6 +117,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
         kind, keys, shape.width
     )
     compute_exactly = exact_row(kind, shape.depth, shape.width)
+    store_part = part_writer(shape.width)
     pack_two = pack_pair(kind)
     store_float32 = store_element("float32")
     first_group, second_group = named_barrier(1, 128), named_barrier(2, 128)
@@ -165,7 +176,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
             barrier_arrive(uint32(keys_empty + 8 * stage))
 
     def kernel(
-        maps, work, begins, lse, heads, group, n_q, head_dim, value_dim,
+        maps, work, begins, lse, parts, heads, group, n_q, head_dim, value_dim,
         q, k, v, out,
         q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, out_batch, out_head, out_row,
@@ -207,7 +218,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                 turn = int32(0)
                 while item < last_item:
                     place = load_int64(work + 32 * int64(item))
-                    tiles = int32(load_int64(work + 32 * int64(item) + 8))
+                    tiles = load_int32(work + 32 * int64(item) + 8)
                     list_at = load_int64(work + 32 * int64(item) + 16)
                     masks = load_int64(work + 32 * int64(item) + 24)
                     entry = int32(place >> 32)
@@ -285,7 +296,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
             while item < last_item:
                 number = int32(item - first_item)
                 buffer = buffer_of(number)
-                end = int32(turn + load_int64(work + 32 * int64(item) + 8) * steps_a_tile)
+                end = int32(turn + load_int32(work + 32 * int64(item) + 8) * steps_a_tile)
                 left = uint32(units + buffer * (query_buffer >> 4) + consumer * (_ROWS * 8))
                 for i in range(sum_count):
                     sums[i] = float32(0.0)
@@ -348,77 +359,88 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                     lower_finite += (sums[4 * i + 2] + sums[4 * i + 3]) * float32(0.0)
                 upper_finite, lower_finite = quad_sum(upper_finite), quad_sum(lower_finite)
                 spoilt = int32(upper_finite != float32(0.0) or lower_finite != float32(0.0))
-                place = load_int64(work + 32 * int64(item))
-                entry = int32(place >> 32)
-                batch = int32(entry // heads)
-                head = int32(entry - batch * heads)
-                first_row = int32(int32(place) * TILE + consumer * _ROWS)
-                group_sync(consumer)  # no warp reads queries any more: results take their place
-                result = uint32(queries + buffer * query_buffer + consumer * (_ROWS * 128))
-                # Row r of 128 bytes; its piece p of 16 bytes lies where piece p ^ (r % 8) would.
-                for i in range(sum_quads):
-                    at = uint32(
-                        result + (i >> 3) * query_chunk + row * 128
-                        + (((i & 7) ^ (row & 7)) << 4) + 4 * (lane & 3)
+                group_sync(consumer)  # no warp reads queries any more
+                part = load_int32(work + 32 * int64(item) + 12)
+                if part > 0:
+                    store_part(
+                        parts, int32(part - 1), int32(consumer * _ROWS + row), lane, sums,
+                        upper, lower, upper_sum, lower_sum,
                     )  # fmt: skip
-                    store_shared_int32(
-                        at, pack_two(sums[4 * i] * upper_inverse, sums[4 * i + 1] * upper_inverse)
-                    )
-                    store_shared_int32(
-                        uint32(at + 1024),
-                        pack_two(sums[4 * i + 2] * lower_inverse, sums[4 * i + 3] * lower_inverse),
-                    )
-                fence_async_proxy()
-                spoilt_anywhere = group_any(consumer, spoilt)
-                if mine == 0:
-                    for c in range(value_chunks):
-                        store_box(
-                            uint32(result + c * query_chunk), maps + 384, c * CHUNK, first_row, head, batch
-                        )
-                    commit_stores()
-                    if query_buffers == 1:
-                        wait_for_reads()
+                    if query_buffers == 1 and mine == 0:
                         barrier_arrive(queries_empty)
-                if lse != 0 and lane & 3 == 0:
-                    lse_at = lse + 4 * (int64(entry) * n_q + first_row + row)
-                    if first_row + row < n_q:
-                        logarithm = float32(-math.inf)
-                        if upper_sum != float32(0.0):
-                            logarithm = upper * factor * float32(natural) + math.log(upper_sum)
-                        store_float32(lse_at, logarithm)
-                    if first_row + row + 8 < n_q:
-                        logarithm = float32(-math.inf)
-                        if lower_sum != float32(0.0):
-                            logarithm = lower * factor * float32(natural) + math.log(lower_sum)
-                        store_float32(lse_at + 32, logarithm)
-                if spoilt_anywhere:
+                else:
+                    place = load_int64(work + 32 * int64(item))
+                    entry = int32(place >> 32)
+                    batch = int32(entry // heads)
+                    head = int32(entry - batch * heads)
+                    first_row = int32(int32(place) * TILE + consumer * _ROWS)
+                    # Results take the place of queries.
+                    result = uint32(queries + buffer * query_buffer + consumer * (_ROWS * 128))
+                    # Row r of 128 bytes; its piece p of 16 bytes lies where piece p ^ (r % 8) would.
+                    for i in range(sum_quads):
+                        at = uint32(
+                            result + (i >> 3) * query_chunk + row * 128
+                            + (((i & 7) ^ (row & 7)) << 4) + 4 * (lane & 3)
+                        )  # fmt: skip
+                        store_shared_int32(
+                            at, pack_two(sums[4 * i] * upper_inverse, sums[4 * i + 1] * upper_inverse)
+                        )
+                        store_shared_int32(
+                            uint32(at + 1024),
+                            pack_two(sums[4 * i + 2] * lower_inverse, sums[4 * i + 3] * lower_inverse),
+                        )
+                    fence_async_proxy()
+                    spoilt_anywhere = group_any(consumer, spoilt)
                     if mine == 0:
-                        wait_for_stores()
-                    group_sync(consumer)
-                    key_head = int32(head // group)
-                    for number in range(16):
-                        holder = int32((number & 7) << 2)
-                        upper_bad = from_lane(int32(upper_finite != float32(0.0)), holder)
-                        lower_bad = from_lane(int32(lower_finite != float32(0.0)), holder)
-                        bad = upper_bad if number < 8 else lower_bad
-                        local = int32(((mine >> 5) << 4) + number)
-                        query = int64(first_row + local)
-                        if bad != 0 and query < n_q:
-                            logarithm = compute_exactly(
-                                q + int64(batch) * q_batch + int64(head) * q_head + query * q_row,
-                                k + int64(batch) * k_batch + int64(key_head) * k_head,
-                                v + int64(batch) * v_batch + int64(key_head) * v_head,
-                                out + int64(batch) * out_batch + int64(head) * out_head + query * out_row,
-                                k_row, v_row, head_dim, value_dim,
-                                load_int64(work + 32 * int64(item) + 16),
-                                load_int64(work + 32 * int64(item) + 24),
-                                int32(load_int64(work + 32 * int64(item) + 8)),
-                                consumer, local, factor * float32(sign),
+                        for c in range(value_chunks):
+                            store_box(
+                                uint32(result + c * query_chunk), maps + 384,
+                                c * CHUNK, first_row, head, batch,
                             )  # fmt: skip
-                            if lse != 0 and lane == 0:
-                                store_float32(
-                                    lse + 4 * (int64(entry) * n_q + query), logarithm * float32(natural)
-                                )
+                        commit_stores()
+                        if query_buffers == 1:
+                            wait_for_reads()
+                            barrier_arrive(queries_empty)
+                    if lse != 0 and lane & 3 == 0:
+                        lse_at = lse + 4 * (int64(entry) * n_q + first_row + row)
+                        if first_row + row < n_q:
+                            logarithm = float32(-math.inf)
+                            if upper_sum != float32(0.0):
+                                logarithm = upper * factor * float32(natural) + math.log(upper_sum)
+                            store_float32(lse_at, logarithm)
+                        if first_row + row + 8 < n_q:
+                            logarithm = float32(-math.inf)
+                            if lower_sum != float32(0.0):
+                                logarithm = lower * factor * float32(natural) + math.log(lower_sum)
+                            store_float32(lse_at + 32, logarithm)
+                    if spoilt_anywhere:
+                        if mine == 0:
+                            wait_for_stores()
+                        group_sync(consumer)
+                        key_head = int32(head // group)
+                        for number in range(16):
+                            holder = int32((number & 7) << 2)
+                            upper_bad = from_lane(int32(upper_finite != float32(0.0)), holder)
+                            lower_bad = from_lane(int32(lower_finite != float32(0.0)), holder)
+                            bad = upper_bad if number < 8 else lower_bad
+                            local = int32(((mine >> 5) << 4) + number)
+                            query = int64(first_row + local)
+                            if bad != 0 and query < n_q:
+                                logarithm = compute_exactly(
+                                    q + int64(batch) * q_batch + int64(head) * q_head + query * q_row,
+                                    k + int64(batch) * k_batch + int64(key_head) * k_head,
+                                    v + int64(batch) * v_batch + int64(key_head) * v_head,
+                                    out + int64(batch) * out_batch + int64(head) * out_head + query * out_row,
+                                    k_row, v_row, head_dim, value_dim,
+                                    load_int64(work + 32 * int64(item) + 16),
+                                    load_int64(work + 32 * int64(item) + 24),
+                                    load_int32(work + 32 * int64(item) + 8),
+                                    consumer, local, factor * float32(sign),
+                                )  # fmt: skip
+                                if lse != 0 and lane == 0:
+                                    store_float32(
+                                        lse + 4 * (int64(entry) * n_q + query), logarithm * float32(natural)
+                                    )
                 item = int32(item + 1)
             if mine == 0:
                 wait_for_stores()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ...formats.tiles import FULL, TILE, Tiles
 from ...formats.work import Request
 from ..view import DeviceView
+from .dealing import expected_load
 
 __all__ = ["pack_groups", "stacked"]
 
@@ -24,8 +25,8 @@ def pack_groups(
 ) -> tuple[Request, DeviceView, DeviceView]:
     """The call with each group's heads as rows, or as it is where that does not help.
 
-    It helps if `blocks` blocks need fewer rounds. Where all tile rows run at a time anyway, heads side by
-    side are as fast, and more of the device reads keys.
+    It helps if each of `blocks` blocks then has less to do. Where all tile rows run at a time anyway, heads
+    side by side are as fast, and more of the device reads keys.
     """
     unchanged = request, q, out
     group = request.group
@@ -36,9 +37,12 @@ def pack_groups(
     if packed_q is None or packed_out is None or not (shared == shared[..., :1]).all():
         return unchanged
     rows = group * request.n_q
-    items = request.which.size
-    packed_items = items // group * -(-rows // TILE)
-    if -(-packed_items // blocks) >= -(-items // blocks):
+    counts = np.array([len(tiles.columns) for tiles in request.structures if isinstance(tiles, Tiles)])
+    longest, items = int(counts.max()), request.which.size
+    packed_rows = -(-rows // TILE)
+    now = expected_load(int(counts[request.which].sum()), items, longest, blocks)
+    tiles = int(counts[shared[..., 0]].sum()) * packed_rows
+    if expected_load(tiles, items // group * packed_rows, longest, blocks) >= now:
         return unchanged
     packed = replace(
         request,

@@ -16,14 +16,16 @@ import numpy as np
 from ...formats.tiles import TILE, Tiles
 from ...formats.work import Request
 from .. import memory, streams
+from ..device.row_parts import row_bytes
 from ..launch import launch, load_kernel
 from ..view import DeviceView
 from .copies import COPY_SIGNATURE, COPY_THREADS, make_copy
 from .forward_sm90 import FORWARD_SIGNATURE, THREADS, make_forward
 from .maps import MapSets, TensorLayout, map_sets
+from .merge import MERGE_SIGNATURE, MERGE_WARPS, MergeShape, make_merge
 from .operands import Operand, Part, parts_of
 from .packing import pack_groups
-from .schedule import schedule_of
+from .schedule import Schedule, schedule_of
 from .shape import TileShape, tile_shape
 
 __all__ = [
@@ -58,11 +60,13 @@ class ForwardLaunch:
     shared_bytes : int
     maps : MapSets
     layout : TensorLayout
-    blocks : int
-    work, sizes, strides, factor
-        Arguments of the kernel.
-    hold : object
-        What keeps the work list.
+    schedule : Schedule
+    merge : object or None
+        The kernel that makes results of rows that were cut, if there are any.
+    parts_bytes : int
+        Memory for parts of these rows.
+    sizes, strides, factor
+        Arguments of the kernels.
     """
 
     kind: str
@@ -73,12 +77,12 @@ class ForwardLaunch:
     shared_bytes: int
     maps: MapSets
     layout: TensorLayout
-    blocks: int
-    work: tuple[int, ...]
+    schedule: Schedule
+    merge: Any
+    parts_bytes: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     factor: np.float32
-    hold: object
 
     def run(self, addresses: Addresses, lse: int, out: DeviceView) -> None:
         """Queue it on the stream of `out`; `lse` is an address or 0."""
@@ -96,18 +100,28 @@ class ForwardLaunch:
                 queue_copy(
                     self.kind, operand.moved(own[number]), operand.packed(room.address), device, stream
                 )
+        schedule = self.schedule
+        lse = lse + self.lse_offset if lse else 0
+        parts = 0
+        if self.merge is not None:
+            room = memory.scratch(self.parts_bytes, device, handle, out.library)
+            rooms.append(room)
+            parts = room.address
+        arguments = (*self.sizes, *places, *self.strides, self.factor)
         capturing = streams.is_capturing(handle)
         with self.maps.lock:
             maps = self.maps.address_of(self.layout, places, capturing=capturing)
-            arguments = (maps, *self.work, lse + self.lse_offset if lse else 0)
             launch(
                 self.kernel,
-                self.blocks,
+                schedule.blocks,
                 THREADS,
                 stream,
-                (*arguments, *self.sizes, *places, *self.strides, self.factor),
+                (maps, schedule.work, schedule.begins, lse, parts, *arguments),
                 shared_bytes=self.shared_bytes,
             )
+        if self.merge is not None:
+            blocks = schedule.long_count * TILE // MERGE_WARPS
+            launch(self.merge, blocks, 32 * MERGE_WARPS, stream, (schedule.long_rows, parts, lse, *arguments))
         if self.copied and self.copied[-1][0] == _OUT:
             operand = self.copied[-1][1]
             queue_copy(self.kind, operand.packed(places[_OUT]), operand.moved(own[_OUT]), device, stream)
@@ -133,7 +147,7 @@ def _prepare_part(
     request: Request, shape: TileShape, part: Part, addresses: Addresses, device: int
 ) -> ForwardLaunch:
     which = request.which[part.first : part.first + part.length]
-    schedule = schedule_of(tiles_of(request), which, device, multiprocessors(device))
+    schedule = schedule_of(tiles_of(request), which, device, multiprocessors(device), cutting=True)
     copied = tuple((number, operand) for number, operand in enumerate(part.operands) if not operand.boxable)
     operands = list(part.operands)
     for number, operand in copied:
@@ -141,6 +155,15 @@ def _prepare_part(
     kernel = load_kernel(
         make_forward, shape, FORWARD_SIGNATURE, THREADS, device, shared_bytes=shape.shared_bytes
     )
+    merge = None
+    if schedule.parts:
+        merge = load_kernel(
+            make_merge,
+            MergeShape(shape.kind, shape.depth, shape.width, shape.negate),
+            MERGE_SIGNATURE,
+            32 * MERGE_WARPS,
+            device,
+        )
     offsets = [operand.address - address for operand, address in zip(part.operands, addresses, strict=True)]
     return ForwardLaunch(
         kind=request.dtype.name,
@@ -151,12 +174,12 @@ def _prepare_part(
         shared_bytes=shape.shared_bytes,
         maps=map_sets(device),
         layout=TensorLayout(request.dtype.name, tuple(operands), (TILE, shape.keys, shape.keys, TILE // 2)),
-        blocks=schedule.blocks,
-        work=(schedule.work, schedule.begins),
+        schedule=schedule,
+        merge=merge,
+        parts_bytes=schedule.parts * TILE * row_bytes(shape.width),
         sizes=(request.heads, request.group, request.n_q, request.head_dim, request.value_dim),
         strides=tuple(stride for operand in operands for stride in operand.strides[:3]),
         factor=factor_of(request),
-        hold=schedule,
     )
 
 

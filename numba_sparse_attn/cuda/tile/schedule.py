@@ -1,4 +1,4 @@
-"""Which block takes which tile rows of which heads, and tile lists on the device."""
+"""Tile lists and work lists on the device: which block takes which tile rows of which heads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from ...formats.tiles import FULL, Tiles
 from ..view import DeviceView
+from .dealing import LONG_ROW_WORDS, assign, cut
 from .uploads import upload
 
-__all__ = ["Schedule", "assign", "key_schedule_of", "schedule_of"]
-
-#: What an item costs beside its tiles, in tiles: filling and emptying the pipeline, writing results.
-_ITEM_COST = 1
+__all__ = ["Schedule", "key_schedule_of", "schedule_of"]
 
 
 class _Lists(NamedTuple):
@@ -47,13 +45,20 @@ class Schedule(NamedTuple):
     blocks : int
     work, begins : int
         Addresses.
+    parts : int
+        Slots of memory for what parts of cut rows give.
+    long_rows, long_count : int
+        Address of what ``merge.py`` needs to know about these rows, and their number.
     hold : object
-        What keeps them valid.
+        What keeps the addresses valid.
     """
 
     blocks: int
     work: int
     begins: int
+    parts: int
+    long_rows: int
+    long_count: int
     hold: object
 
 
@@ -108,30 +113,13 @@ def _key_lists_of(members: tuple[Tiles, ...], device: int) -> _Lists:
     return known[key]
 
 
-def assign(costs: npt.NDArray[np.int64], blocks: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Items dealt to blocks: the items in each block's order, and where each block's begin.
-
-    Longest first, in rounds that go there and back, so that a block that has had the longest item of one
-    round has the shortest of the next. Dealt in one direction, a causal pattern over 16,384 tokens left the
-    first block with 12 % more than its share.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> order, begins = assign(np.array([1, 2, 3, 4, 5]), 2)
-    >>> order.tolist(), begins.tolist()
-    ([4, 1, 0, 3, 2], [0, 3, 5])
-    """
-    order = np.argsort(-costs, kind="stable")
-    turn, seat = np.divmod(np.arange(len(costs)), blocks)
-    block = np.where(turn % 2 == 0, seat, blocks - 1 - seat)
-    begins = np.zeros(blocks + 1, np.int32)
-    np.cumsum(np.bincount(block, minlength=blocks), out=begins[1:])
-    return order[np.argsort(block, kind="stable")], begins
-
-
 def schedule_of(
-    structures: tuple[Tiles, ...], which: npt.NDArray[np.int32], device: int, multiprocessors: int
+    structures: tuple[Tiles, ...],
+    which: npt.NDArray[np.int32],
+    device: int,
+    multiprocessors: int,
+    *,
+    cutting: bool = False,
 ) -> Schedule:
     """The work of one launch: every tile row of every head, one block a multiprocessor.
 
@@ -140,6 +128,8 @@ def schedule_of(
     structures : tuple of Tiles
     which : int32 [batch, heads]
         Index into `structures`.
+    cutting : bool
+        Whether rows that are long beside a block's share are cut.
     """
     uses = which.reshape(-1)
     return _dealt(
@@ -149,6 +139,7 @@ def schedule_of(
         ),
         device,
         multiprocessors,
+        cutting=cutting,
     )
 
 
@@ -179,7 +170,11 @@ def key_schedule_of(
 
 
 def _dealt(
-    uses: Iterable[tuple[npt.NDArray[np.int64], _Lists]], device: int, multiprocessors: int
+    uses: Iterable[tuple[npt.NDArray[np.int64], _Lists]],
+    device: int,
+    multiprocessors: int,
+    *,
+    cutting: bool = False,
 ) -> Schedule:
     """Every list of every entry (a head of a batch element) that uses it, one block a multiprocessor."""
     places, lengths, addresses, masks, hold = [], [], [], [], []
@@ -190,9 +185,22 @@ def _dealt(
         addresses.append(np.tile(lists.tiles + lists.entry_bytes * lists.indptr[:-1], len(entries)))
         masks.append(np.full(len(entries) * len(rows), lists.masks))
         hold.append(lists)
-    work = np.stack([np.concatenate(part) for part in (places, lengths, addresses, masks)], axis=1)
-    work = work[np.argsort(work[:, 0], kind="stable")]  # heads that share keys side by side
-    blocks = max(1, min(multiprocessors, len(work)))
-    order, begins = assign(work[:, 1] + _ITEM_COST, blocks)
-    work_view, begins_view = copies = upload(device, np.ascontiguousarray(work[order]), begins)
-    return Schedule(blocks, work_view.address, begins_view.address, (copies, hold))
+    items = np.stack([np.concatenate(part) for part in (places, lengths, addresses, masks)], axis=1)
+    items = items[np.argsort(items[:, 0], kind="stable")]  # heads that share keys side by side
+    long_rows = np.empty((0, LONG_ROW_WORDS), np.int64)
+    if cutting:
+        items, long_rows = cut(items, 8, multiprocessors)
+    blocks = max(1, min(multiprocessors, len(items)))
+    order, begins = assign(items[:, 1] & 0xFFFFFFFF, blocks)
+    copies = upload(
+        device, np.ascontiguousarray(items[order]), begins, *([long_rows] if len(long_rows) else [])
+    )
+    return Schedule(
+        blocks=blocks,
+        work=copies[0].address,
+        begins=copies[1].address,
+        parts=int(long_rows[:, 2].sum()),
+        long_rows=copies[2].address if len(long_rows) else 0,
+        long_count=len(long_rows),
+        hold=(copies, hold),
+    )
