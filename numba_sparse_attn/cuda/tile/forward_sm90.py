@@ -13,17 +13,18 @@ weights, were no cure for the short products of head dimension 64: 0.669 instead
 There a step of a warp is a chain of 2170 cycles, of which products are 1024 for both warpgroups:
 exponentials 680, maxima 330, starting products 175, packing 130, the wait for scores 125, branches and
 barriers most of the rest; Tensor Cores are busy for 47 % of the time, L2 for 21 % (4096 tokens, 64 heads,
-float16: 0.630 ms; cuDNN 0.584 ms), where it is 78 % and 33 % at head dimension 128. Not faster: scores started two steps ahead, which 240 registers allow in steps of 64 keys
-(0.83 ms, and at head dimension 128 0.97 instead of 0.87 ms: what a step costs beside its keys is paid twice);
-a quarter of the exponentials by polynomials (0.70 ms); maxima as a tree, and the first step like all others
-(0.626 ms; at 128 0.81 instead of 0.87 ms with full tiles, but a window of 256 0.198 instead of 0.172 ms).
+float16: 0.630 ms; cuDNN 0.584 ms), where it is 78 % and 33 % at head dimension 128. Not faster: scores
+started two steps ahead, which 240 registers allow in steps of 64 keys (0.83 ms, and at head dimension 128
+0.97 instead of 0.87 ms: what a step costs beside its keys is paid twice); a quarter of the exponentials by
+polynomials (0.70 ms); maxima as a tree, and the first step like all others (0.626 ms; at 128 0.81 instead of
+0.87 ms with full tiles, but a window of 256 0.198 instead of 0.172 ms).
 
 A row of few tiles costs more than its tiles: with a window of 256 to both sides of 16,384 tokens, 5 tiles a
-row, Tensor Cores are busy for 60 % (L2 47 %, memory 33 %), 0.164 ms. A row's first scores started together with
-the last sum of the row before were no cure: 0.178 ms, and 0.851 instead of 0.832 ms with all tiles. Nor with
-lists read a tile ahead by the copying warp, and a further warp that stores results and frees buffers: 0.177 ms.
-While one warpgroup ends a row, the other has the Tensor Cores to itself; that is lost when both always want
-them.
+row, Tensor Cores are busy for 60 % (L2 47 %, memory 33 %), 0.164 ms. A row's first scores started together
+with the last sum of the row before were no cure: 0.178 ms, and 0.851 instead of 0.832 ms with all tiles. Nor
+with lists read a tile ahead by the copying warp, and a further warp that stores results and frees buffers:
+0.177 ms. While one warpgroup ends a row, the other has the Tensor Cores to itself; that is lost when both
+always want them.
 
 Packing weights while the next exponentials are computed came to nothing: the assembler moves it behind the
 wait.
