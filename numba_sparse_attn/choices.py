@@ -130,9 +130,11 @@ def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
 #: Multiprocessors of an H200, which the rates below are those of.
 _MULTIPROCESSORS = 132
 #: Operations a second on whole tiles, by padded head dimension (python benchmarks/run.py --cases 'tile/*').
-_TILE_RATES = {64: 4.3e14, 128: 6.0e14, 192: 5.5e14, 256: 5.5e14}
+_TILE_RATES = {64: 4.3e14, 128: 6.0e14, 192: 5.5e14, 256: 6.7e14}
 #: What looking at a mask costs, in tiles.
 _PARTIAL_TILE = 1.2
+#: Tiles of a row that one multiprocessor takes in any case; longer rows are cut where others are idle.
+_UNCUT = 4
 #: Bytes of keys and values a second, gathered one by one and staged in runs ('gpu/*'), by bytes an element.
 _GATHERED_RATE = 9.0e12
 _STAGED_RATES = {2: 14.0e12, 4: 18.0e12, 8: 8.0e12}
@@ -162,7 +164,7 @@ def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
     if census.full_tiles is not None:
         work += (census.tiles - census.full_tiles) * (_PARTIAL_TILE - 1.0)
         longest = int(np.diff(pattern.tiles().indptr).max(initial=0))
-    tiles = _TILE_START + one_tile * max(kind.heads * work / _MULTIPROCESSORS, longest)
+    tiles = _TILE_START + one_tile * max(kind.heads * work / _MULTIPROCESSORS, min(longest, _UNCUT))
     size = kind.dtype.itemsize
     rate = _STAGED_RATES[size] if pattern.regular else _GATHERED_RATE
     rows = _WARP_START + kind.heads * census.nnz * kind.width * size / rate
