@@ -8,6 +8,7 @@ import numpy as np
 
 from ..formats.pieces import make_pieces
 from ._arguments import check_int, check_ints, title
+from ._orders import spaced_windows
 from .catalogue import entry
 from .pattern import Pattern
 
@@ -99,6 +100,5 @@ def dilated_window(n: int, window: int, dilation: int | Sequence[int]) -> Patter
         steps = np.unique(check_ints("dilation", dilation, low=1))
     reach = np.minimum(window, n // steps + 1) * steps
     pieces = make_pieces(rows=(0, n), columns=(0, n), differences=(-reach, reach), step=steps)
-    return Pattern.from_pieces(
-        (n, n), pieces, name=title(dilated_window, n=n, window=window, dilation=dilation)
-    )
+    name = title(dilated_window, n=n, window=window, dilation=dilation)
+    return Pattern.from_pieces((n, n), pieces, name=name, orders=spaced_windows(n, window, steps.tolist()))

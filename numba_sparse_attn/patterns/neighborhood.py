@@ -7,6 +7,7 @@ from math import isqrt, prod
 
 from ._arguments import check_per_axis, check_shape, title
 from ._grids import coordinates, is_neighbor, neighborhood_pieces, per_axis
+from ._orders import neighborhood_boxes
 from .catalogue import Integers, entry
 from .pattern import Pattern
 
@@ -121,4 +122,5 @@ def neighborhood(
     n = prod(grid)
     pieces = neighborhood_pieces(grid, kernels, dilations)
     name = title(neighborhood, shape=grid, kernel=kernel, dilation=dilation)
-    return Pattern.from_pieces((n, n), pieces, name=name)
+    orders = neighborhood_boxes(grid, kernels, dilations)
+    return Pattern.from_pieces((n, n), pieces, name=name, orders=orders)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..formats.pieces import UNBOUNDED, make_pieces
 from ._arguments import check_flag, check_int, title
+from ._orders import period_grid
 from .catalogue import Integers, entry
 from .pattern import Pattern
 
@@ -99,4 +100,4 @@ def strided(n: int, stride: int, window: int, *, causal: bool = False) -> Patter
         step=np.array([1, stride]),
     )
     name = title(strided, n=n, stride=stride, window=window, causal=causal)
-    return Pattern.from_pieces((n, n), pieces, name=name)
+    return Pattern.from_pieces((n, n), pieces, name=name, orders=period_grid(n, stride, window))
