@@ -59,8 +59,20 @@ ALLOWED = {
     "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "choices": HOST | {"patterns"},
+    "ordering": HOST | {"choices", "orders", "patterns"},
     "planner": HOST
-    | {"arrays", "choices", "patterns", "cpu", "cuda", "cuda.calls", "cuda.interchange", "reference"},
+    | {
+        "arrays",
+        "choices",
+        "ordering",
+        "orders",
+        "patterns",
+        "cpu",
+        "cuda",
+        "cuda.calls",
+        "cuda.interchange",
+        "reference",
+    },
     "api": HOST | {"arrays", "patterns", "planner"},
     "plot": HOST | {"patterns", "planner", "api"},
     # A result of analysis can draw itself, so it knows plot; plot draws numbers and knows no analysis.

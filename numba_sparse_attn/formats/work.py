@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .csr import Csr
 from .tiles import Tiles
+
+if TYPE_CHECKING:
+    from ..orders.order import Order
 
 __all__ = ["Request", "Structure"]
 
@@ -37,6 +40,9 @@ class Request:
         float16, bfloat16 (ml_dtypes), float32 or float64; of q, k, v, out and the gradients.
     scale : float
         Factor on q k^T before the softmax.
+    orders : tuple of Order
+        Where the structures' queries and keys come from in the arrays, one a structure; none if they stand
+        where they are. Query heads that share a key head agree on the order of its keys.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -52,7 +58,23 @@ class Request:
     value_dim: int
     dtype: np.dtype[Any]
     scale: float
+    orders: tuple[Order, ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def inner(self) -> Request:
+        """The same call on arrays that stand in the structures' orders already."""
+        return replace(self, orders=())
+
+    @property
+    def query_orders(self) -> list[Order]:
+        """The order of every query head of every batch element."""
+        return [self.orders[number] for number in self.which.reshape(-1)]
+
+    @property
+    def key_orders(self) -> list[Order]:
+        """The order of every key head of every batch element."""
+        return [self.orders[number] for number in self.which[:, :: self.group].reshape(-1)]
 
     @property
     def batch(self) -> int:

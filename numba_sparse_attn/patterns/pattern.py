@@ -32,6 +32,7 @@ from ._sources import (
 )
 
 if TYPE_CHECKING:
+    from ..formats.census import Census
     from ..formats.segments import Segments
     from .heads import HeadPatterns
 
@@ -228,6 +229,11 @@ class Pattern:
         """
         return tuple(recipe() for recipe in self._recipes)
 
+    @cached_property
+    def in_orders(self) -> tuple[Pattern, ...]:
+        """The pattern by its places in each of its orders."""
+        return tuple(self.permuted(order) for order in self.orders)
+
     def with_orders(self, *orders: Any) -> Pattern:
         """The same pairs, with further orders for plans to choose from.
 
@@ -325,6 +331,13 @@ class Pattern:
         [0, 0, 1, 0, 1, 2]
         """
         return self._rows
+
+    @cached_property
+    def census(self) -> Census:
+        """Sizes that predictions are made from, taken from what is cheapest to build."""
+        from ..formats.census import census_of_rows, census_of_tiles
+
+        return census_of_tiles(self.tiles()) if self.regular else census_of_rows(self.rows())
 
     # SciPy and NumPy forms
 
