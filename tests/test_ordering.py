@@ -83,11 +83,11 @@ def test_results_are_the_same_bits_for_every_number_of_threads(monkeypatch):
 
 def test_lists_of_pairs_are_followed_in_any_order():
     """The row path, with an order of the caller's own."""
-    pattern = patterns.random_keys(1200, per_query=3, seed=0)
+    pattern = patterns.random_keys(1200, per_query=16, seed=0)
     order = orders.Order(np.random.default_rng(0).permutation(1200))
-    plan = nsa.plan(pattern, heads=1, head_dim=8, order=order)
+    plan = nsa.plan(pattern, heads=1, head_dim=64, order=order)
     assert isinstance(plan._choices[0].structure, Csr) and plan.orders == (order,)
-    problem = random_problem(pattern.toarray(), heads=1, head_dim=8)
+    problem = random_problem(pattern.toarray(), heads=1, head_dim=64)
     budget_for(problem).check(**run_call(problem, pattern, order=order))
 
 

@@ -74,7 +74,8 @@ def by_routes(
         route_of_key[members[::-1]] = np.repeat(np.arange(len(routes)), counts)[::-1]
     route = best_place(*queries)
     parts = np.stack([begins[route], begins[route + 1]], axis=1)[:, None]
-    return pattern_of_parts(call, members, parts, name, orders=[Recipe(buckets, route, route_of_key)])
+    orders = [Recipe(buckets, route.astype(np.int32), route_of_key.astype(np.int32))]
+    return pattern_of_parts(call, members, parts, name, orders=orders)
 
 
 def sorted_by_route(route: Integers, routes: int) -> tuple[Integers, Integers]:

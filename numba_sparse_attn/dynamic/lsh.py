@@ -139,7 +139,7 @@ def lsh(
             parts[:, number] = np.stack([low, high], axis=1) + number * call.n_k
             lists.append(members)
         # A second round has other buckets: in the order of the first it meets nearly every tile.
-        orders = [Recipe(by_bucket, bucket, of_keys)] if rounds == 1 else []
+        orders = [Recipe(by_bucket, bucket.astype(np.int32), of_keys.astype(np.int32))] if rounds == 1 else []
         return pattern_of_parts(call, np.concatenate(lists), parts, name, orders=orders)
 
     return call.stack(select)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -51,11 +49,12 @@ def permuted_rows(
         indices = np.empty(indptr[-1], np.int32)
         _copy_rows(structure.indptr, structure.indices, queries, key_places, indptr, indices)
         return indptr, indices
-    lists: tuple[npt.NDArray[Any], ...] = (structure.indptr, structure.columns, structure.mask_ids)
     masks = structure.pool.reshape(len(structure.pool), TILE * WORDS)
-    _count_tile_rows(*lists, masks, queries, indptr)
+    _count_tile_rows(structure.indptr, structure.mask_ids, masks, queries, indptr)
     indices = np.empty(indptr[-1], np.int32)
-    _read_tile_rows(*lists, masks, queries, key_places, indptr, indices)
+    _read_tile_rows(
+        structure.indptr, structure.columns, structure.mask_ids, masks, queries, key_places, indptr, indices
+    )
     return indptr, indices
 
 
@@ -69,7 +68,7 @@ def _copy_rows(indptr, indices, rows, places, new_indptr, new_indices):
 
 
 @kernel
-def _count_tile_rows(indptr, columns, mask_ids, masks, rows, new_indptr):
+def _count_tile_rows(indptr, mask_ids, masks, rows, new_indptr):
     for number in range(len(rows)):
         tile, word = rows[number] // TILE, WORDS * (rows[number] % TILE)
         count = new_indptr[number]

@@ -94,26 +94,20 @@ class Recipe:
     """An order that is made when it is needed: a function of this package and its arguments."""
 
     def __init__(self, make: Callable[..., Order], *arguments: Any, **keywords: Any) -> None:
-        self.make = make
-        self.arguments = {**dict(enumerate(arguments)), **keywords}
+        self._make, self._arguments, self._keywords = make, arguments, keywords
 
     def __call__(self) -> Order:
         """Make it."""
-        given = self.arguments
-        positional = [value for name, value in given.items() if isinstance(name, int)]
-        return self.make(
-            *positional, **{name: value for name, value in given.items() if isinstance(name, str)}
-        )
+        return self._make(*self._arguments, **self._keywords)
 
     def same(self, other: Recipe) -> bool:
         """Whether both surely make the same order."""
+        mine, its = ((*one._arguments, *one._keywords.items()) for one in (self, other))
         return (
-            self.make is other.make
-            and self.arguments.keys() == other.arguments.keys()
+            self._make is other._make
+            and len(mine) == len(its)
             and all(
-                mine is other.arguments[name]
-                or (not isinstance(mine, np.ndarray) and mine == other.arguments[name])
-                for name, mine in self.arguments.items()
+                a is b or (not isinstance(a, np.ndarray) and a == b) for a, b in zip(mine, its, strict=True)
             )
         )
 
