@@ -248,6 +248,7 @@ def _uploaded(order: Order, name: str, device: int) -> DeviceView:
 def _upload(array: npt.NDArray[Any], device: int) -> DeviceView:
     """A copy on a device, complete when this returns and on no stream of the caller's."""
     stream = streams.own_stream(device)
-    view = staging.to_device(array, device, stream)
-    streams.stream_object(stream, device).sync()
+    with streams.beside_capture():
+        view = staging.to_device(array, device, stream)
+        streams.stream_object(stream, device).sync()
     return view
