@@ -7,7 +7,7 @@ runs on any arrays of that kind, with any batch axes. It holds what was built fo
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +61,8 @@ class Plan:
         The kind of call that it was made for.
     orders : tuple of Order
         In which order tokens are computed, one for every distinct pattern; none if they stay where they are.
+    fold : int
+        Into how many classes by their number tokens fall that are computed on their own, where they lie.
     """
 
     engine: str
@@ -72,6 +74,7 @@ class Plan:
     dtype: np.dtype[Any]
     scale: float
     orders: tuple[Order, ...]
+    fold: int
     _index: npt.NDArray[np.int32]
     _choices: tuple[Choice, ...]
     _reason: str
@@ -146,13 +149,17 @@ class Plan:
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
             size = n_q * n_k
-            density = choice.census.nnz / size if size else 0.0
+            nnz = self.fold * choice.census.nnz
+            density = nnz / size if size else 0.0
             lines.append(
-                f"pattern {member.name} ({count} heads): {choice.census.nnz} pairs a head, "
-                f"{1 - density:.2%} sparse"
+                f"pattern {member.name} ({count} heads): {nnz} pairs a head, {1 - density:.2%} sparse"
             )
             if self.orders:
                 lines.append(f"  tiles in the caller's order: {member.census.tiles}; in order")
+            elif self.fold > 1:
+                lines.append(
+                    f"  tiles in the caller's order: {member.census.tiles}; in each of {self.fold} classes"
+                )
             lines += [f"  {line}" for line in choice.lines]
         lines.append(f"order {self._order_reason}")
         if self.engine == "cuda-tile":
@@ -226,6 +233,7 @@ class Plan:
             dtype=self.dtype,
             scale=self.scale,
             orders=self.orders,
+            fold=self.fold,
         )
 
 
@@ -282,7 +290,9 @@ def _new_plan(
     kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
     call = Call(index, heads, kv_heads, head_dim + value_dim, dtype.itemsize)
     name, reason, arranged = _choose_engine(engine, gpu, members, kinds, call, wish)
-    pairs = zip(arranged.members, kinds, strict=True)
+    pairs = zip(
+        arranged.members, [replace(kind, heads=kind.heads * arranged.fold) for kind in kinds], strict=True
+    )
     if name in ("cuda-tile", "cuda-warp"):
         path = name.removeprefix("cuda-")
         choices = tuple(
@@ -293,7 +303,9 @@ def _new_plan(
     else:
         choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
     sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
-    plan = Plan(name, pattern, *sizes, arranged.orders, index, choices, reason, arranged.reason)
+    plan = Plan(
+        name, pattern, *sizes, arranged.orders, arranged.fold, index, choices, reason, arranged.reason
+    )
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -374,7 +386,9 @@ def _arranged(
         return tiles if engine == "cuda-tile" else rows
 
     moving = moving_on_cpu if engine == "cpu" else moving_on_gpu
-    return arrange(wish, members, kinds, call, predict=predict, moving=moving)
+    # Rows that are pages apart, as those of a class often are, share the few places of a CPU's first cache.
+    folds = engine == "cuda-tile"
+    return arrange(wish, members, kinds, call, predict=predict, moving=moving, folds=folds)
 
 
 def _choose_gpu_engine(

@@ -143,9 +143,11 @@ def test_key_heads_that_are_shared_stand_in_one_order():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: patterns.dilated_window(16_384, 64, 16), "boxes of 128 on 16384, every 16"),
         (lambda: patterns.strided(16_384, 128, 128), "boxes of 8 x 16 on 128 x 128"),
-        (lambda: patterns.axial((128, 128), 0), "boxes of 128 x 1 on 128 x 128"),
+        (
+            lambda: patterns.neighborhood((128, 128), 13, dilation=4),
+            "boxes of 4 x 32 on 128 x 128, every 4 x 4",
+        ),
     ],
 )
 def test_a_gpu_computes_in_order_where_tiles_pay_for_moving(hopper, make, name):
@@ -158,6 +160,41 @@ def test_a_gpu_computes_in_order_where_tiles_pay_for_moving(hopper, make, name):
     (request,) = [plan._make_request(plan_dimensions(plan))]
     assert request.orders == plan.orders and request.inner.orders == ()
     assert request.inner is request.inner and request.inner.structures == request.structures
+
+
+@pytest.mark.parametrize(
+    ("make", "period"),
+    [
+        (lambda: patterns.dilated_window(16_384, 64, 16), 16),
+        (lambda: patterns.dilated_window(16_384, 64, 16).causal(), 16),
+        (lambda: patterns.axial((128, 128), 0), 128),
+    ],
+)
+def test_a_gpu_reads_classes_where_they_lie(hopper, make, period):
+    pattern = make()
+    plan = nsa.plan(pattern, **CALL)
+    assert plan.engine == "cuda-tile" and plan.orders == () and plan.fold == period
+    assert f"\norder residues mod {period}, where they lie: predicted " in plan.explain()
+    assert (
+        f"; in each of {period} classes\n" in plan.explain()
+        and f" {pattern.nnz} pairs a head" in plan.explain()
+    )
+    (choice,) = plan._choices
+    assert period * choice.structure.nnz == pattern.nnz
+    request = plan._make_request(plan_dimensions(plan))
+    inner = request.inner
+    assert request.fold == period and request.nnz == inner.nnz == plan.heads * pattern.nnz
+    assert (inner.fold, inner.batch, inner.n_q, inner.n_k) == (1, period, 16_384 // period, 16_384 // period)
+    moved = nsa.plan(pattern, **CALL, order=pattern.orders[0])
+    assert moved.fold == 1 and moved.orders == pattern.orders
+    assert nsa.plan(pattern, heads=4, head_dim=64).fold == 1  # a CPU's first cache has few places for them
+
+
+def test_one_class_for_all_heads_or_none(hopper):
+    both = patterns.dilated_window(4096, 64, 16).heads(8) + patterns.dilated_window(4096, 64, 24).heads(8)
+    assert nsa.plan(both, **CALL).fold in (1, 8) and both.members[1].period == 8
+    mixed = patterns.dilated_window(4096, 64, 16).heads(8) + patterns.sliding_window(4096, 64).heads(8)
+    assert nsa.plan(mixed, **CALL).fold == 1
 
 
 def plan_dimensions(plan):

@@ -201,11 +201,10 @@ def _run(
 ) -> None:
     """Call an engine. What it prepares in its first call of a kind may happen while a graph is captured."""
     met = function, device
-    if request.orders:
-        from .orders import backward_in_order, forward_in_order  # kernels, which few calls need
+    if request.orders or request.fold > 1:
+        from .orders import in_order  # with kernels, which few calls need
 
-        in_order = forward_in_order if len(views) == _FORWARD_VIEWS else backward_in_order
-        function = functools.partial(in_order, function)
+        function = in_order(function, request, forward=len(views) == _FORWARD_VIEWS)
     if met in request.memo:
         function(request, *_with_heads_axis(views))
     else:

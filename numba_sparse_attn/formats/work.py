@@ -43,6 +43,9 @@ class Request:
     orders : tuple of Order
         Where the structures' queries and keys come from in the arrays, one a structure; none if they stand
         where they are. Query heads that share a key head agree on the order of its keys.
+    fold : int
+        Into how many classes tokens fall by their number modulo this; the structures are those of a class,
+        and apply to every one.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -59,12 +62,20 @@ class Request:
     dtype: np.dtype[Any]
     scale: float
     orders: tuple[Order, ...] = ()
+    fold: int = 1
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def inner(self) -> Request:
-        """The same call on arrays that stand in the structures' orders already."""
-        return replace(self, orders=())
+        """The same call on arrays that stand as the structures do, with classes as a last batch axis."""
+        return replace(
+            self,
+            which=np.repeat(self.which, self.fold, axis=0),
+            n_q=self.n_q // self.fold,
+            n_k=self.n_k // self.fold,
+            orders=(),
+            fold=1,
+        )
 
     @property
     def query_orders(self) -> list[Order]:
@@ -95,7 +106,7 @@ class Request:
     def nnz(self) -> int:
         """Selected pairs over all heads and batch elements."""
         sizes = np.array([structure.nnz for structure in self.structures], np.int64)
-        return int(sizes[self.which].sum())
+        return self.fold * int(sizes[self.which].sum())
 
     @property
     def forward_flops(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from ..formats.csr import Csr, canonical
 from ..formats.permuted import permuted_rows
-from ..formats.pieces import PieceArray, transpose_pieces
+from ..formats.pieces import PieceArray, common_period, fold_pieces, transpose_pieces
 from ..formats.tiles import TILE
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ class Source(ABC):
         """CSR rows; only where `lists_rows`."""
         raise AssertionError("this source does not list rows")
 
+    def period(self, shape: tuple[int, int]) -> int:
+        """The largest number modulo which tokens fall into classes that are alike and see themselves only, as
+        far as that can be told at a glance; 1 if there is none.
+        """
+        return 1
+
+    def folded(self, shape: tuple[int, int], period: int) -> Source:
+        """Source of one such class; `period` divides :meth:`period`."""
+        raise AssertionError("this source has no classes")
+
     @abstractmethod
     def transposed(self, shape: tuple[int, int]) -> Source:
         """Source of the transposed pattern; `shape` is this one's."""
@@ -68,6 +79,12 @@ class PieceSource(Source):
         from ..formats.segments import segments_from_pieces
 
         return segments_from_pieces(self.pieces, shape, pool, first, end)
+
+    def period(self, shape: tuple[int, int]) -> int:
+        return common_period(self.pieces, shape)
+
+    def folded(self, shape: tuple[int, int], period: int) -> Source:
+        return PieceSource(fold_pieces(self.pieces, shape, period))
 
     def transposed(self, shape: tuple[int, int]) -> Source:
         return PieceSource(transpose_pieces(self.pieces))
@@ -125,6 +142,13 @@ class CombinedSource(Source):
 
         left = self._left.segments(shape, pool, first, end)
         return combine(self._operation, left, self._right.segments(shape, pool, first, end))
+
+    def period(self, shape: tuple[int, int]) -> int:
+        return gcd(self._left.period(shape), self._right.period(shape))
+
+    def folded(self, shape: tuple[int, int], period: int) -> Source:
+        left = self._left.folded(shape, period)
+        return CombinedSource(self._operation, left, self._right.folded(shape, period))
 
     def transposed(self, shape: tuple[int, int]) -> Source:
         return CombinedSource(self._operation, self._left.transposed(shape), self._right.transposed(shape))

@@ -272,6 +272,37 @@ class Pattern:
         checked = as_order(order, self.shape)
         return Pattern(self.shape, PermutedSource(self, checked), f"{self.name} in order {checked.name}")
 
+    @cached_property
+    def period(self) -> int:
+        """A number modulo which tokens fall into classes that are alike and see only themselves; 1 if none is
+        known.
+
+        Examples
+        --------
+        >>> from numba_sparse_attn import patterns
+        >>> patterns.dilated_window(4096, 64, 16).causal().period, patterns.strided(64, 8, 2).period
+        (16, 1)
+        """
+        return self._source.period(self.shape)
+
+    def folded(self, period: int) -> Pattern:
+        """One of the `period` classes, which all look like this.
+
+        Examples
+        --------
+        >>> from numba_sparse_attn import patterns
+        >>> patterns.dilated_window(64, 3, 16).folded(16).equals(patterns.sliding_window(4, 3))
+        True
+        """
+        if period < 1 or self.period % period:
+            raise PatternError(
+                f"folded({period}) of {self.name}", f"divisors of its period, {self.period}", "choose one"
+            )
+        if period == 1:
+            return self
+        shape = self.shape[0] // period, self.shape[1] // period
+        return Pattern(shape, self._source.folded(self.shape, period), f"every {period}th of {self.name}")
+
     # Engine forms
 
     @cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 import numba_sparse_attn as nsa
 from numba_sparse_attn import orders
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
-from numba_sparse_attn.cuda.orders import moving
+from numba_sparse_attn.cuda.orders import classes, moving
 from numba_sparse_attn.cuda.orders.rows import MOVE_SIGNATURE, MOVE_THREADS, RowShape, make_move, row_shape
 from numba_sparse_attn.testing import budget_for, random_problem
 
@@ -70,7 +71,8 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         def sync(self) -> None:
             pass
 
-    monkeypatch.setattr(moving, "load_kernel", lambda make, shape, *rest: shape)
+    for module in (moving, classes):
+        monkeypatch.setattr(module, "load_kernel", lambda make, shape, *rest: shape)
     monkeypatch.setattr(moving, "launch", launch)
     monkeypatch.setattr(moving.streams, "stream_object", lambda handle, device: Stream())
     return seen
@@ -154,6 +156,51 @@ def test_arrays_on_the_host(engine: Engine, moves: list[Any]) -> None:  # noqa: 
     out, lse = plan(q, k, v, return_lse=True)
     budget_for(problem, gradients=False).check(out=out, lse=lse)
     assert isinstance(out, np.ndarray) and len(moves) == 5
+
+
+# Classes -------------------------------------------------------------------------------------------------
+
+
+def folded_plan(pattern: Any, fold: int, **changes: Any) -> nsa.Plan:
+    """What the planner makes for the tile engine, for the engine that is there."""
+    whole, part = (make_plan(one, order=None, **changes) for one in (pattern, pattern.folded(fold)))
+    return replace(whole, fold=fold, _choices=part._choices)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_classes_are_read_and_written_where_they_lie(
+    engine: Engine,  # noqa: F811
+    moves: list[Any],
+    batch: Any,
+    swapped: bool,
+) -> None:
+    problem = problem_of(batch=batch)
+    if swapped:  # heads behind rows
+        turned = [np.ascontiguousarray(array.swapaxes(-2, -3)).swapaxes(-2, -3) for array in problem.arrays]
+        problem = problem.with_arrays(*turned)
+    plan = folded_plan(PATTERN, 4)
+    for repeat in (1, 2):
+        budget_for(problem).check(**run(plan, problem))
+        assert len(moves) == repeat * int(np.prod(batch, dtype=int))  # lse, once a batch element
+    (request,) = {id(one): one for one in engine.requests + engine.backward_requests}.values()
+    assert request.n_q == N // 4 and request.batch == 4 * int(np.prod(batch, dtype=int))
+    q, k, v = (fake.Tensor(array) for array in problem.arrays[:3])
+    target = fake.Tensor(np.full(problem.q.shape, np.nan, np.float32))
+    before = len(moves)
+    assert plan(q, k, v, out=target) is target and len(moves) == before
+    budget_for(problem, gradients=False).check(out=target.array)
+
+
+def test_classes_of_flat_arrays(engine: Engine, moves: list[Any]) -> None:  # noqa: F811
+    problem = problem_of(heads=1, kv_heads=1)
+    q, k, v, dout = (fake.Tensor(array[0]) for array in problem.arrays)
+    plan = folded_plan(PATTERN, 4, heads=1, kv_heads=1)
+    out, lse = plan(q, k, v, return_lse=True)
+    results = out, lse, *plan.backward(dout, q, k, v, out, lse)
+    names = ("out", "lse", "dq", "dk", "dv")
+    budget_for(problem).check(**{name: one.array[None] for name, one in zip(names, results, strict=True)})
+    assert len(moves) == 1
 
 
 # The kernel ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import numba_sparse_attn as nsa
 from numba_sparse_attn import orders, patterns
 from numba_sparse_attn.formats.census import census_of_rows
+from numba_sparse_attn.formats.pieces import make_pieces
 from numba_sparse_attn.testing import strategies
 
 seeds = st.integers(0, 2**32 - 1)
@@ -173,6 +174,61 @@ def test_set_operations_keep_the_orders_of_both_sides():
     mine = some_order((1024, 1024), 0)
     assert window.with_orders(mine, (mine.keys, mine.queries)).orders == (mine, mine.T)
     assert window.with_orders(mine).equals(window)
+
+
+@given(st.data())
+def test_classes_are_alike_and_see_only_themselves(data):
+    """Pieces with lattices of several steps; what is taken for a period is one."""
+    n_q, n_k = (data.draw(st.sampled_from([0, 12, 24, 36, 30, 7])) for _ in range(2))
+    pieces = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        low = data.draw(st.integers(-40, 40))
+        begins = data.draw(st.sampled_from([0, 0, 6, 5])), data.draw(st.sampled_from([0, 0, 12]))
+        pieces.append(
+            make_pieces(
+                rows=(begins[0], data.draw(st.sampled_from([n_q, n_q + 50, 12]))),
+                columns=(begins[1], data.draw(st.sampled_from([n_k, n_k + 1, 12]))),
+                differences=(low, low + data.draw(st.integers(0, 50))),
+                axis=data.draw(st.sampled_from([2, 2, 2, 0, 1])),
+                step=data.draw(st.sampled_from([6, 12, 4, 1])),
+                phase=data.draw(st.sampled_from([0, 0, 6, 1])),
+            )
+        )
+    parts = [nsa.Pattern.from_pieces((n_q, n_k), piece) for piece in pieces]
+    pattern = parts[0]
+    for part in parts[1:]:
+        pattern = data.draw(st.sampled_from([pattern | part, pattern - part, pattern & part]))
+    period = pattern.period
+    event(f"period {period}")
+    mask = pattern.toarray()
+    if period > 1:
+        classes = np.arange(n_q)[:, None] % period == np.arange(n_k) % period
+        assert not mask[~classes].any()
+        folded = pattern.folded(period)
+        for residue in range(period):
+            np.testing.assert_array_equal(mask[residue::period, residue::period], folded.toarray())
+    assert pattern.folded(1) is pattern
+    with pytest.raises(nsa.PatternError, match="divisors of its period"):
+        pattern.folded(period + 1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "period"),
+    [
+        (patterns.dilated_window(64, 3, 8), 8),
+        (patterns.dilated_window(64, 3, [8, 12]), 4),
+        (patterns.dilated_window(60, 3, 8), 4),
+        (patterns.dilated_window(61, 3, 8), 1),
+        (patterns.strided_heads(64, 8, 2)[1], 8),
+        (patterns.axial((4, 16), 0), 16),
+        (patterns.sliding_window(64, 3), 1),
+        (patterns.random_keys(64, per_query=2, seed=0), 1),
+        (patterns.full(0), 1),
+    ],
+    ids=str,
+)
+def test_periods(pattern, period):
+    assert pattern.period == period == pattern.T.period
 
 
 # Fuller tiles --------------------------------------------------------------------------------------------

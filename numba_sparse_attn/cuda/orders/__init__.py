@@ -6,20 +6,29 @@ it is. Every array is one launch; row numbers are uploaded when an order is firs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from ...formats.work import Request
 from .. import memory
 from ..view import DeviceView
+from .classes import backward_in_classes, forward_in_classes
 from .moving import Role, prepare_moves
 
-__all__ = ["backward_in_order", "forward_in_order"]
+__all__ = ["backward_in_order", "forward_in_order", "in_order"]
 
 _Q, _K = Role(of_keys=False, outward=False), Role(of_keys=True, outward=False)
 _OUT_Q, _OUT_K = Role(of_keys=False, outward=True), Role(of_keys=True, outward=True)
 #: Of q, k, v, out, lse; and of dout, q, k, v, out, lse, dq, dk, dv.
 _FORWARD = _Q, _K, _K, _OUT_Q, _OUT_Q
 _BACKWARD = _Q, _Q, _K, _K, _Q, _Q, _OUT_Q, _OUT_K, _OUT_K
+
+
+def in_order(run: Callable[..., None], request: Request, *, forward: bool) -> Callable[..., None]:
+    """An engine's function `run`, for requests whose structures stand in another order than the arrays."""
+    if request.fold > 1:
+        return functools.partial(forward_in_classes if forward else backward_in_classes, run)
+    return functools.partial(forward_in_order if forward else backward_in_order, run)
 
 
 def forward_in_order(

@@ -15,12 +15,12 @@ from ...formats.work import Request
 from .. import staging, streams
 from ..launch import launch, load_kernel
 from ..view import DeviceView, merged_stride
-from .rows import MOVE_SIGNATURE, MOVE_THREADS, make_move, row_shape
+from .rows import MOVE_SIGNATURE, MOVE_THREADS, RowShape, make_move, row_shape
 
 if TYPE_CHECKING:
     from ...orders.order import Order
 
-__all__ = ["Moves", "Role", "prepare_moves"]
+__all__ = ["Move", "Moves", "Role", "grid_of", "prepare_moves", "upload"]
 
 _ALIGNMENT = 16
 #: Work arrays begin at multiples of this.
@@ -47,7 +47,7 @@ class _Work(NamedTuple):
     dtype: np.dtype[Any]
 
 
-class _Move(NamedTuple):
+class Move(NamedTuple):
     """A launch: the array of the call with this number, where its rows begin there and in the temporary
     memory, and the other arguments.
     """
@@ -79,11 +79,11 @@ class Moves:
 
     nbytes: int
     work: tuple[_Work, ...]
-    before: tuple[_Move, ...]
-    after: tuple[_Move, ...]
+    before: tuple[Move, ...]
+    after: tuple[Move, ...]
     hold: object
 
-    def queue(self, moves: tuple[_Move, ...], addresses: list[int], room: int, target: DeviceView) -> None:
+    def queue(self, moves: tuple[Move, ...], addresses: list[int], room: int, target: DeviceView) -> None:
         """Queue some of the launches on the stream of `target`."""
         stream = streams.stream_object(target.stream, target.device)
         for move in moves:
@@ -119,7 +119,7 @@ def prepare_moves(
     """The launches for arrays ``(..., heads, n, d)``, or ``(..., heads, n)``, that lie like these."""
     nbytes = 0
     work: list[_Work] = []
-    moves: list[_Move] = []
+    moves: list[Move] = []
     lists: dict[Role, _Lists] = {}
     for number, (array, role) in enumerate(zip(arrays, roles, strict=True)):
         flat = array.ndim == len(arrays[0].shape) - 1
@@ -156,7 +156,7 @@ def _ordered(array: DeviceView, offset: int, *, padded: bool) -> _Work:
 
 def _moves(
     number: int, array: DeviceView, work: _Work, role: Role, lists: _Lists, flat: bool, device: int
-) -> Iterator[_Move]:
+) -> Iterator[Move]:
     """A launch for all batch elements if the axes before heads merge, else one for each."""
     shape = (*array.shape, 1) if flat else array.shape
     size = array.dtype.itemsize
@@ -178,13 +178,9 @@ def _moves(
             (outer, *strides[-3:-1], row.word_bytes if words else strides[-1])
             for outer, strides in ((step, own), (heads * inner[-3], inner))
         ]
-        yield _Move(
+        yield Move(
             kernel=kernel,
-            grid=(
-                -(-rows // row.rows) * row.parts,
-                min(entries, _MOST_ROWS_OF_BLOCKS),
-                -(-entries // _MOST_ROWS_OF_BLOCKS),
-            ),
+            grid=grid_of(row, rows, entries),
             number=number,
             offset=offset,
             room_offset=work.offset + first * heads * inner[-3],
@@ -195,6 +191,12 @@ def _moves(
                 *(stride for end in (ends[::-1] if role.outward else ends) for stride in end),
             ),
         )
+
+
+def grid_of(shape: RowShape, rows: int, entries: int) -> tuple[int, int, int]:
+    """Blocks for so many rows of so many heads."""
+    blocks = -(-rows // shape.rows) * shape.parts
+    return blocks, min(entries, _MOST_ROWS_OF_BLOCKS), -(-entries // _MOST_ROWS_OF_BLOCKS)
 
 
 def _parts(lead: tuple[int, ...], strides: tuple[int, ...]) -> Iterator[tuple[int, int, int, int]]:
@@ -230,7 +232,7 @@ def _lists_of(request: Request, role: Role, device: int) -> _Lists:
     views = [_uploaded(order, name, device) for order in orders]
     if len({view.address for view in views}) == 1:
         return _Lists(views[0].address, 0, views[0])
-    table = _upload(np.array([view.address for view in views], np.int64), device)
+    table = upload(np.array([view.address for view in views], np.int64), device)
     return _Lists(0, table.address, (table, views))
 
 
@@ -241,11 +243,11 @@ _UPLOADED: weakref.WeakKeyDictionary[Order, dict[tuple[str, int], DeviceView]] =
 def _uploaded(order: Order, name: str, device: int) -> DeviceView:
     known = _UPLOADED.setdefault(order, {})
     if (name, device) not in known:
-        known[name, device] = _upload(getattr(order, name), device)
+        known[name, device] = upload(getattr(order, name), device)
     return known[name, device]
 
 
-def _upload(array: npt.NDArray[Any], device: int) -> DeviceView:
+def upload(array: npt.NDArray[Any], device: int) -> DeviceView:
     """A copy on a device, complete when this returns and on no stream of the caller's."""
     stream = streams.own_stream(device)
     with streams.beside_capture():
