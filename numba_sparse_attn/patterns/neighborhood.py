@@ -98,7 +98,7 @@ def neighborhood(
     Pairs: exactly ``n * prod(kernel)`` while ``kernel * dilation`` fits into the shape; never more.
 
     Cost: O(n * prod(kernel) * d) time; the pattern is at most three pieces for every two lines along
-    the last axis that see each other.
+    the last axis that see each other. Tokens are computed in boxes of the grid where that pays.
 
     Reach: ``kernel / 2 * dilation`` cells further along every axis with every layer.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import numba_sparse_attn as nsa
-from numba_sparse_attn import orders, patterns
+from numba_sparse_attn import choices, orders, patterns
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
 
 from .libraries import each_library, fetch, knows, modules, needs, put
@@ -57,6 +57,24 @@ def test_declared_orders(name: str, engine: str) -> None:
     problem = random_problem(pattern.toarray(), heads=4, kv_heads=2, head_dim=64, dtype=np.float16)
     results, plan = run("torch", problem, pattern, engine=engine, order=pattern.orders[0])
     assert plan.orders == pattern.orders[:1]
+    budget_for(problem).check(**results)
+
+
+@needs("torch")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("head_dim", [64, 128, 40, 20])
+def test_classes_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, batch: tuple[int, ...], head_dim: int
+) -> None:
+    for name in ("_TILE_START", "_MOVING_START"):  # so little work is not worth a launch
+        monkeypatch.setattr(choices, name, 0.0)
+    pattern = patterns.dilated_window(1200, 30, 8)
+    problem = random_problem(
+        pattern.toarray(), heads=4, kv_heads=2, head_dim=head_dim, dtype=DTYPES[dtype], batch=batch
+    )
+    results, plan = run("torch", problem, pattern, engine="cuda-tile")
+    assert plan.fold == 8 and plan.orders == (), plan.explain()
     budget_for(problem).check(**results)
 
 
