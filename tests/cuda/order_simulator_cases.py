@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba import cuda
 
-from numba_sparse_attn import as_pattern, orders
+from numba_sparse_attn import as_pattern, orders, patterns
 from numba_sparse_attn.cuda import orders as cuda_orders
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.orders import moving
@@ -27,12 +27,15 @@ from numba_sparse_attn.formats.work import Request
 from numba_sparse_attn.testing import (
     DTYPES,
     assert_margins_untouched,
+    budget_for,
     dirty_memory,
     nan_filled,
     random_problem,
     surrounded,
 )
 from numba_sparse_attn.testing.strategies import views
+
+from .tile_launching import run_in_classes
 
 
 def seen(view):
@@ -204,6 +207,12 @@ def test_batch_axes_that_no_single_stride_reaches():
 def test_more_rows_than_a_block_has():
     problem = random_problem(np.ones((300, 130), bool), heads=1, head_dim=64, dtype=np.float16)
     check(problem, [some_order(300, 130, np.random.default_rng(0))], np.zeros(1, int))
+
+
+def test_the_tile_engine_reads_classes_where_they_lie():
+    pattern = patterns.dilated_window(6, 1, 2)
+    problem = random_problem(pattern.toarray(), head_dim=16, batch=(2,), dtype=DTYPES["float16"])
+    budget_for(problem).check(**run_in_classes(problem, pattern.folded(2).tiles(), 2))
 
 
 @pytest.mark.parametrize(("n_q", "n_k"), [(0, 3), (3, 0)])

@@ -18,13 +18,15 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn import orders
+from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
-from numba_sparse_attn.cuda.orders import classes, moving
+from numba_sparse_attn.cuda.orders import classes, forward_in_classes, moving
 from numba_sparse_attn.cuda.orders.rows import MOVE_SIGNATURE, MOVE_THREADS, RowShape, make_move, row_shape
-from numba_sparse_attn.testing import budget_for, random_problem
+from numba_sparse_attn.testing import budget_for, random_problem, request_for
 
 from . import fake_libraries as fake
 from .compiling import disassembled, instructions, ptx_of
+from .noting_device import HALF, Device, view_of
 from .test_calls import Engine, engine  # noqa: F401 (a fixture)
 
 N = 40
@@ -201,6 +203,24 @@ def test_classes_of_flat_arrays(engine: Engine, moves: list[Any]) -> None:  # no
     names = ("out", "lse", "dq", "dk", "dv")
     budget_for(problem).check(**{name: one.array[None] for name, one in zip(names, results, strict=True)})
     assert len(moves) == 1
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_classes_are_one_launch_of_the_tile_engine(batch: Any) -> None:
+    pattern = nsa.patterns.dilated_window(1024, 20, 8)
+    problem = random_problem(np.zeros((1024, 1024), bool), heads=2, head_dim=64, dtype=HALF, batch=batch)
+    out = np.empty((*problem.q.shape[:-1], 64), HALF)
+    request = replace(request_for(problem, pattern.folded(8).tiles()), fold=8)
+    arrays = [view_of(a, at << 28) for at, a in enumerate((*problem.arrays[:3], out), 1)]
+    with Device().installed() as device:
+        forward_in_classes(tile.forward, request, *arrays, None)
+        assert [kernel for kernel, _, _ in device.launches] == ["make_forward"] * max(1, *batch, 1)
+        for number, (_, _, arguments) in enumerate(device.launches):
+            for place, array in enumerate(arrays):
+                # Classes are a row apart, heads as they were, rows eight apart.
+                row, head = array.strides[-2:-4:-1]
+                assert arguments[13 + 3 * place : 16 + 3 * place] == (row, head, 8 * row)
+                assert arguments[9 + place] == array.address + number * (array.strides[0] if batch else 0)
 
 
 # The kernel ----------------------------------------------------------------------------------------------

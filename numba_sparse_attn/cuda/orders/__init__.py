@@ -15,7 +15,13 @@ from ..view import DeviceView
 from .classes import backward_in_classes, forward_in_classes
 from .moving import Role, prepare_moves
 
-__all__ = ["backward_in_order", "forward_in_order", "in_order"]
+__all__ = [
+    "backward_in_classes",
+    "backward_in_order",
+    "forward_in_classes",
+    "forward_in_order",
+    "in_order",
+]
 
 _Q, _K = Role(of_keys=False, outward=False), Role(of_keys=True, outward=False)
 _OUT_Q, _OUT_K = Role(of_keys=False, outward=True), Role(of_keys=True, outward=True)
