@@ -168,8 +168,8 @@ _GATHERED_RATE = 9.0e12
 _STAGED_RATES = {2: 14.0e12, 4: 18.0e12, 8: 8.0e12}
 #: Seconds until anything is done at all.
 _TILE_START, _WARP_START = 10e-6, 5e-6
-#: Bytes a second that are moved by index, each read and written; 'gpu/copy' reads and writes 2.1e12. And
-#: seconds until the four launches of that are done, if there were nothing to move.
+#: Bytes a second that are moved by index, each read and written: three quarters of what 'gpu/copy' copies are
+#: assumed. And seconds until the four launches of that are done, if there were nothing to move.
 _GPU_MOVED_RATE, _MOVING_START = 1.6e12, 12e-6
 
 

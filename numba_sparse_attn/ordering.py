@@ -53,8 +53,13 @@ class Call:
 
     def shares_keys(self, orders: Sequence[Order]) -> bool:
         """Whether query heads that read one key head agree on the order of its keys."""
-        groups = self.index.reshape(-1, self.heads // self.kv_heads)
-        return all(orders[group[0]].keys is orders[other].keys for group in groups for other in group)
+        groups = np.unique(self.index.reshape(-1, self.heads // self.kv_heads), axis=0)
+        return all(
+            orders[group[0]].keys is orders[other].keys
+            or np.array_equal(orders[group[0]].keys, orders[other].keys)
+            for group in groups
+            for other in group
+        )
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ def arrange(
             return Arrangement(classes, (), after, f"{saying}; natural {before * 1e3:.3g} ms", period)
     if not any(member.orders for member in members):
         return natural(members, "the pattern declares no other", before)
+    if cost > _WORTH * before:  # no need to look at any tile
+        return natural(members, f"predicted {before * 1e3:.3g} ms; {moves}", before)
     found = [_best(member, kind, predict) for member, kind in zip(members, kinds, strict=True)]
     after = cost + sum(seconds for _, _, seconds in found)
     orders = tuple(order for order, _, _ in found)

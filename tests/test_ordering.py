@@ -136,6 +136,8 @@ def test_key_heads_that_are_shared_stand_in_one_order():
     assert plan.orders == () and "share a key head" in plan.explain()
     paired = nsa.HeadPatterns(DILATED.members, [0, 0, 1, 1])
     assert len(nsa.plan(paired, heads=4, kv_heads=2, head_dim=64).orders) == 2
+    alike = nsa.HeadPatterns((*DILATED.members, patterns.dilated_window(1024, 29, 8)), [0, 2, 1, 1])
+    assert len(nsa.plan(alike, heads=4, kv_heads=2, head_dim=64).orders) == 3
     order = orders.residues(1024, 8)
     assert nsa.plan(DILATED, heads=2, kv_heads=1, head_dim=64, order=order).orders == (order, order)
 
@@ -205,5 +207,9 @@ def plan_dimensions(plan):
 
 
 def test_a_gpu_leaves_tokens_where_moving_costs_more(hopper):
-    plan = nsa.plan(patterns.neighborhood((128, 128), 7), **CALL)
-    assert plan.orders == () and "order natural" in plan.explain()
+    pattern = patterns.neighborhood((128, 128), 3)
+    plan = nsa.plan(pattern, **CALL, engine="cuda-tile")
+    assert plan.orders == () and "order natural: predicted " in plan.explain()
+    assert "in_orders" not in pattern.__dict__  # what cannot pay is not looked at
+    plan = nsa.plan(patterns.neighborhood((128, 128), 7), **CALL, engine="cuda-tile")
+    assert plan.orders == () and "ms; boxes of 8 x 16 on 128 x 128" in plan.explain()
