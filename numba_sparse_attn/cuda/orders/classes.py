@@ -12,12 +12,16 @@ import numpy as np
 
 from ...formats.work import Request
 from .. import memory
+from ..dlpack import contiguous_strides
 from ..launch import load_kernel
 from ..view import DeviceView
 from .moving import Move, Moves, grid_of, upload
 from .rows import MOVE_SIGNATURE, MOVE_THREADS, make_move, row_shape
 
 __all__ = ["backward_in_classes", "forward_in_classes"]
+
+#: Its place among the arrays of a backward call; it has no columns.
+_LSE = 5
 
 
 def forward_in_classes(
@@ -40,20 +44,15 @@ def forward_in_classes(
         moves = request.memo[key] = _moves_of(request, lse)
     room = memory.scratch(moves.nbytes, lse.device, out.stream, out.library)
     shape = (*lse.shape[:-2], request.fold, lse.shape[-2], lse.shape[-1] // request.fold)
-    strides, stride = [], lse.dtype.itemsize
-    for length in reversed(shape):
-        strides.append(stride)
-        stride *= length
-    apart = DeviceView(
-        room.address, shape, tuple(reversed(strides)), lse.dtype, lse.device, out.stream, out.library, None
-    )
+    strides = contiguous_strides(shape, lse.dtype.itemsize)
+    apart = DeviceView(room.address, shape, strides, lse.dtype, lse.device, out.stream, out.library, None)
     run(request.inner, *views, apart)
     moves.queue(moves.after, [lse.address], room.address, out)
 
 
 def backward_in_classes(run: Callable[..., None], request: Request, *arrays: DeviceView) -> None:
     """Queue ``run(request, dout, q, k, v, out, lse, dq, dk, dv)`` on every class."""
-    views = [_in_classes(view, request.fold, int(place != 5)) for place, view in enumerate(arrays)]
+    views = [_in_classes(view, request.fold, int(place != _LSE)) for place, view in enumerate(arrays)]
     run(request.inner, *views)
 
 
