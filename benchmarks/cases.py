@@ -207,6 +207,13 @@ TINY: tuple[Case, ...] = (
     AttentionCase(
         "tiny/path", _spec("random_keys", n=256, per_query=8, seed=0), head_dim=16, dense=False, paths=True
     ),
+    AttentionCase(
+        "tiny/order",
+        _spec("dilated_window", n=640, window=24, dilation=5),
+        head_dim=16,
+        dense=False,
+        orders=True,
+    ),
     BuildCase("tiny/build", _TINY_WINDOW),
     BuildCase("tiny/build_csr", _spec("arbitrary_csr", n=640, per_row=4, seed=0)),
     RateCase("tiny/copy", 1 << 16, "copy"),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import numba_sparse_attn as nsa
 from numba_sparse_attn.formats.csr import Csr
 
-__all__ = ["GRAPHS", "arbitrary_csr", "code_indentation", "power_law_graph"]
+__all__ = ["GRAPHS", "arbitrary_csr", "code_indentation", "hashed_tokens", "power_law_graph"]
 
 
 def _stored(n: int, indptr: npt.NDArray[np.int64], indices: npt.NDArray[np.int32], name: str) -> nsa.Pattern:
@@ -78,9 +78,18 @@ def code_indentation(n: int, window: int) -> nsa.Pattern:
     return nsa.patterns.indentation(levels[:n], window)
 
 
+def hashed_tokens(n: int, heads: int, chunk: int, buckets: int, seed: int) -> nsa.HeadPatterns:
+    """A round of LSH as in Reformer: queries are keys, random ones here, and every head has its buckets."""
+    tokens = np.random.default_rng(seed).standard_normal((heads, n, 64), np.float32)
+    made = nsa.dynamic.lsh(tokens, tokens, chunk, buckets, seed=seed, causal=True)
+    assert isinstance(made, nsa.HeadPatterns)
+    return made
+
+
 #: By the names that a :class:`~benchmarks.kinds.PatternSpec` gives them.
-GRAPHS: dict[str, Callable[..., nsa.Pattern]] = {
+GRAPHS: dict[str, Callable[..., nsa.Pattern | nsa.HeadPatterns]] = {
     "arbitrary_csr": arbitrary_csr,
     "code_indentation": code_indentation,
+    "hashed_tokens": hashed_tokens,
     "power_law_graph": power_law_graph,
 }

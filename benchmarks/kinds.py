@@ -43,7 +43,7 @@ class PatternSpec:
     def build(self) -> nsa.Pattern | nsa.HeadPatterns:
         """A fresh pattern that has computed nothing yet."""
         if self.function in GRAPHS:
-            graph: nsa.Pattern = GRAPHS[self.function](**self.arguments)
+            graph: nsa.Pattern | nsa.HeadPatterns = GRAPHS[self.function](**self.arguments)
             return graph
         made: nsa.Pattern | nsa.HeadPatterns = getattr(nsa.patterns, self.function)(**self.arguments)
         return made
@@ -94,6 +94,9 @@ class AttentionCase:
         Also time our own engine on these patterns, in the same turns.
     paths : bool
         Also time the tile path and the row path, whatever the planner would choose: on a GPU, its engines.
+    orders : bool
+        Also time our own engine with tokens as they come, and in the first order that the pattern declares,
+        whatever the planner would choose.
     energy : bool
         Also take the energy of a call, for seconds on end. On a GPU that counts it only.
     peers : tuple of str
@@ -114,6 +117,7 @@ class AttentionCase:
     dense: bool = True
     beside: tuple[tuple[str, PatternSpec], ...] = ()
     paths: bool = False
+    orders: bool = False
     energy: bool = False
     peers: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()

@@ -36,6 +36,7 @@ def sparse_attention(
     scale: float | None = None,
     return_lse: bool = False,
     engine: str = "auto",
+    order: Any = "auto",
     out: npt.NDArray[Any] | None = None,
 ) -> Any:
     """Exact attention over the selected pairs: ``softmax(scale * q k^T over the pairs) v``.
@@ -58,6 +59,10 @@ def sparse_attention(
     engine : {"auto", "cpu", "cuda-tile", "cuda-warp", "reference"}
         "auto" computes where the arrays are. An engine asked for by name runs the call or refuses it;
         it never hands it on.
+    order : {"auto", "natural", None}, Order, or pair of permutations
+        In which order tokens are computed; results are in yours. "auto" takes an order that the pattern
+        declares if fewer tiles pay for moving the tokens, "natural" (or None) moves nothing; an order of
+        your own is followed: see :mod:`numba_sparse_attn.orders`.
     out : array, optional
         Where to write the result.
 
@@ -76,7 +81,7 @@ def sparse_attention(
     >>> nsa.sparse_attention(q, k, v, nsa.patterns.causal(4))[0, :, 0].tolist()
     [0.0, 0.5, 1.0, 1.5]
     """
-    return _plan_for(q, k, v, pattern, scale, engine)(q, k, v, return_lse=return_lse, out=out)
+    return _plan_for(q, k, v, pattern, scale, engine, order)(q, k, v, return_lse=return_lse, out=out)
 
 
 def sparse_attention_backward(
@@ -90,6 +95,7 @@ def sparse_attention_backward(
     *,
     scale: float | None = None,
     engine: str = "auto",
+    order: Any = "auto",
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Gradients of :func:`sparse_attention` with respect to q, k and v.
 
@@ -97,7 +103,7 @@ def sparse_attention_backward(
     ----------
     dout : array (..., heads, n_q, d_v)
         Gradient of a scalar with respect to `out`.
-    q, k, v, pattern, scale, engine
+    q, k, v, pattern, scale, engine, order
         As in the forward call.
     out, lse : arrays
         What the forward call returned with ``return_lse=True``.
@@ -119,7 +125,7 @@ def sparse_attention_backward(
     >>> bool(np.allclose(dv.sum(), out.size))  # every row of weights sums to one
     True
     """
-    return _plan_for(q, k, v, pattern, scale, engine).backward(dout, q, k, v, out, lse)
+    return _plan_for(q, k, v, pattern, scale, engine, order).backward(dout, q, k, v, out, lse)
 
 
 def vjp(
@@ -130,12 +136,13 @@ def vjp(
     *,
     scale: float | None = None,
     engine: str = "auto",
+    order: Any = "auto",
 ) -> tuple[Any, Callable[[Any], tuple[Any, Any, Any]]]:
     """Attention, and the function that takes gradients back through it: what an autodiff library needs.
 
     Parameters
     ----------
-    q, k, v, pattern, scale, engine
+    q, k, v, pattern, scale, engine, order
         As in :func:`sparse_attention`. The arrays are kept, not copied: leave them and `out` as they are
         until the last use of `pullback`.
 
@@ -157,7 +164,7 @@ def vjp(
     >>> bool(np.isclose((dv * v).sum(), (dout * out).sum()))  # out is linear in v
     True
     """
-    made = _plan_for(q, k, v, pattern, scale, engine)
+    made = _plan_for(q, k, v, pattern, scale, engine, order)
     out, lse = made(q, k, v, return_lse=True)
 
     def pullback(dout: Any) -> tuple[Any, Any, Any]:
@@ -176,6 +183,7 @@ def plan(
     value_dim: int | None = None,
     scale: float | None = None,
     engine: str = "auto",
+    order: Any = "auto",
     device: str | None = None,
 ) -> Plan:
     """Do once what every call with a pattern would do again: check, choose, build.
@@ -191,6 +199,8 @@ def plan(
         As many as heads, and head_dim, if not given.
     scale : float, optional
     engine : str
+    order
+        As in :func:`sparse_attention`.
     device : {None, "cpu", "cuda", "cuda:1", ...}
         Where the arrays lie; None stands for the host, "cuda" for the first GPU.
 
@@ -233,6 +243,7 @@ def plan(
         scale=arrays.check_scale(scale, int(head_dim)),
         engine=engine,
         gpu=gpu,
+        order=order,
     )
 
 
@@ -316,7 +327,7 @@ def _named(seq_len: int, name: str, kwargs: dict[str, Any]) -> Pattern:
     return made
 
 
-def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str) -> Plan:
+def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, order: Any) -> Plan:
     """A plan for one call's arrays, after checking them."""
     views = gpu_views(q, k, v)
     gpu = None if views is None else views[0].device
@@ -340,4 +351,5 @@ def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine:
         scale=arrays.check_scale(scale, found.head_dim),
         engine=engine,
         gpu=gpu,
+        order=order,
     )

@@ -7,17 +7,27 @@ regular pattern that goes by tiles.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .formats.census import PANEL, Census, census_of_rows, census_of_tiles
+from .formats.census import PANEL, Census
 from .formats.tiles import TILE
 from .formats.work import Structure
 from .patterns.pattern import Pattern
 
-__all__ = ["Choice", "Kind", "choose_cpu", "choose_dense", "choose_gpu", "predict_gpu"]
+__all__ = [
+    "Choice",
+    "Kind",
+    "choose_cpu",
+    "choose_dense",
+    "choose_gpu",
+    "moving_on_cpu",
+    "moving_on_gpu",
+    "predict_cpu",
+    "predict_gpu",
+]
 
 
 @dataclass(frozen=True)
@@ -52,11 +62,6 @@ class Choice:
     path: str
     census: Census
     lines: tuple[str, ...]
-
-
-def _census(pattern: Pattern) -> Census:
-    """Sizes of a pattern, from what is cheapest to build of it."""
-    return census_of_tiles(pattern.tiles()) if pattern.regular else census_of_rows(pattern.rows())
 
 
 def _tile_line(census: Census) -> str:
@@ -96,9 +101,25 @@ _CPU_COSTS = {
 }
 
 
-def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
-    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used."""
-    census = _census(pattern)
+#: Nanoseconds of moving a byte on one core: into memory that is there (0.03 measured in a cache, 0.14 outside
+#: of it), and into memory that the system has to clear first, which is where the C library gets large arrays.
+_CPU_MOVED_BYTE, _CPU_NEW_BYTE = 0.12, 0.38
+#: Bytes of the four arrays that are moved from which on they are large.
+_CPU_LARGE = 4 << 25
+
+
+def predict_cpu(pattern: Pattern, kind: Kind) -> tuple[float, float]:
+    """(seconds by tiles, seconds by rows) of the forward pass of `kind.heads` heads on one core.
+
+    Examples
+    --------
+    >>> from numba_sparse_attn import patterns
+    >>> kind = Kind(4, 64, 64, np.dtype(np.float32))
+    >>> tiles, rows = predict_cpu(patterns.dilated_window(4096, 64, 16), kind)
+    >>> rows < tiles
+    True
+    """
+    census = pattern.census
     costs = _CPU_COSTS[np.dtype(np.float64 if kind.dtype == np.float64 else np.float32)]
     flops = 2 * kind.width
     elements = pattern.shape[0] * kind.width
@@ -107,6 +128,18 @@ def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
     )
     rows = census.nnz * (flops * costs.row_flop + costs.row_pair)
     rows += elements * costs.row_element + pattern.shape[0] * costs.row_query
+    return 1e-9 * kind.heads * tiles, 1e-9 * kind.heads * rows
+
+
+def moving_on_cpu(moved: int) -> float:
+    """Seconds of moving so many bytes by index, on one core."""
+    return 1e-9 * moved * (_CPU_MOVED_BYTE if moved < _CPU_LARGE else _CPU_NEW_BYTE)
+
+
+def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
+    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used."""
+    census = pattern.census
+    tiles, rows = predict_cpu(pattern, replace(kind, heads=1))
     path = "tiles" if tiles <= rows else "rows"
     structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
     cheaper = "whole panels cost less" if path == "tiles" else "single pairs cost less"
@@ -117,8 +150,8 @@ def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
         (
             _tile_line(census),
             f"keys met by panels of {PANEL} queries: {census.meetings}, fill {census.panel_fill:.1%}",
-            f"predicted forward time of a head on one core: tiles {tiles / 1e6:.3g} ms, "
-            f"rows {rows / 1e6:.3g} ms",
+            f"predicted forward time of a head on one core: tiles {tiles * 1e3:.3g} ms, "
+            f"rows {rows * 1e3:.3g} ms",
             f"path {path}: {cheaper}",
             _memory_line(structure, path),
         ),
@@ -140,6 +173,14 @@ _GATHERED_RATE = 9.0e12
 _STAGED_RATES = {2: 14.0e12, 4: 18.0e12, 8: 8.0e12}
 #: Seconds until anything is done at all.
 _TILE_START, _WARP_START = 10e-6, 5e-6
+#: Bytes a second that are moved by index, each read and written: three quarters of what 'gpu/copy' copies are
+#: assumed. And seconds until the four launches of that are done, if there were nothing to move.
+_GPU_MOVED_RATE, _MOVING_START = 1.6e12, 12e-6
+
+
+def moving_on_gpu(moved: int) -> float:
+    """Seconds of moving so many bytes by index on an H200."""
+    return _MOVING_START + moved / _GPU_MOVED_RATE
 
 
 def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
@@ -156,7 +197,7 @@ def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
     >>> rows < tiles
     True
     """
-    census = _census(pattern)
+    census = pattern.census
     padded = min(256, max(64, -(-max(kind.head_dim, kind.value_dim) // 64) * 64))
     one_tile = 4 * TILE * TILE * padded * _MULTIPROCESSORS / _TILE_RATES[padded]  # on one multiprocessor
     work = float(census.tiles)

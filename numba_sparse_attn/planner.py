@@ -7,7 +7,7 @@ runs on any arrays of that kind, with any batch axes. It holds what was built fo
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -15,11 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from . import arrays, config
-from .choices import Choice, Kind, choose_cpu, choose_dense, choose_gpu, predict_gpu
+from .choices import (
+    Choice,
+    Kind,
+    choose_cpu,
+    choose_dense,
+    choose_gpu,
+    moving_on_cpu,
+    moving_on_gpu,
+    predict_cpu,
+    predict_gpu,
+)
 from .errors import EngineError, ShapeError
 from .formats.csr import Csr
 from .formats.tiles import TILE
 from .formats.work import Request
+from .ordering import Arrangement, Call, arrange, as_wish, natural
+from .orders.order import Order
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
 
@@ -47,6 +59,10 @@ class Plan:
     pattern : Pattern or HeadPatterns
     heads, kv_heads, head_dim, value_dim, dtype, scale
         The kind of call that it was made for.
+    orders : tuple of Order
+        In which order tokens are computed, one for every distinct pattern; none if they stay where they are.
+    fold : int
+        Into how many classes by their number tokens fall that are computed on their own, where they lie.
     """
 
     engine: str
@@ -57,9 +73,12 @@ class Plan:
     value_dim: int
     dtype: np.dtype[Any]
     scale: float
+    orders: tuple[Order, ...]
+    fold: int
     _index: npt.NDArray[np.int32]
     _choices: tuple[Choice, ...]
     _reason: str
+    _order_reason: str
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,12 +149,19 @@ class Plan:
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
             size = n_q * n_k
-            density = choice.census.nnz / size if size else 0.0
+            nnz = self.fold * choice.census.nnz
+            density = nnz / size if size else 0.0
             lines.append(
-                f"pattern {member.name} ({count} heads): {choice.census.nnz} pairs a head, "
-                f"{1 - density:.2%} sparse"
+                f"pattern {member.name} ({count} heads): {nnz} pairs a head, {1 - density:.2%} sparse"
             )
+            if self.orders:
+                lines.append(f"  tiles in the caller's order: {member.census.tiles}; in order")
+            elif self.fold > 1:
+                lines.append(
+                    f"  tiles in the caller's order: {member.census.tiles}; in each of {self.fold} classes"
+                )
             lines += [f"  {line}" for line in choice.lines]
+        lines.append(f"order {self._order_reason}")
         if self.engine == "cuda-tile":
             # Two float32 a query, for whole tiles of queries.
             workspace = 8 * self.heads * -(-n_q // TILE) * TILE
@@ -206,6 +232,8 @@ class Plan:
             value_dim=self.value_dim,
             dtype=self.dtype,
             scale=self.scale,
+            orders=self.orders,
+            fold=self.fold,
         )
 
 
@@ -220,17 +248,19 @@ def make_plan(
     scale: float,
     engine: str,
     gpu: int | None,
+    order: Any,
 ) -> Plan:
-    """Choose an engine and, for every distinct pattern, a path; build what they need.
+    """Choose an engine, an order of tokens and, for every distinct pattern, a path; build what they need.
 
     `gpu` is the number of the GPU that the arrays lie on. A plan is kept with its pattern: asked for again,
     it costs nothing.
     """
     asked = config.default_engine() if engine == "auto" else engine
-    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu
+    wish = as_wish(order, pattern.shape)
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, wish
     plan: Plan | None = pattern.memo.get(kind)
     if plan is None:
-        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu)
+        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu, wish)
         if len(pattern.memo) >= _PLANS_KEPT:
             pattern.memo.clear()
         pattern.memo[kind] = plan
@@ -247,6 +277,7 @@ def _new_plan(
     scale: float,
     engine: str,
     gpu: int | None,
+    wish: str | Order,
 ) -> Plan:
     if isinstance(pattern, Pattern):
         members: tuple[Pattern, ...] = (pattern,)
@@ -257,8 +288,11 @@ def _new_plan(
         _which(index, index.shape[:-1], heads)
     uses = np.bincount(index.reshape(-1), minlength=len(members))
     kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
-    name, reason = _choose_engine(engine, gpu, members, kinds)
-    pairs = zip(members, kinds, strict=True)
+    call = Call(index, heads, kv_heads, head_dim + value_dim, dtype.itemsize)
+    name, reason, arranged = _choose_engine(engine, gpu, members, kinds, call, wish)
+    pairs = zip(
+        arranged.members, [replace(kind, heads=kind.heads * arranged.fold) for kind in kinds], strict=True
+    )
     if name in ("cuda-tile", "cuda-warp"):
         path = name.removeprefix("cuda-")
         choices = tuple(
@@ -268,7 +302,10 @@ def _new_plan(
         choices = tuple(choose_dense(member) for member in members)
     else:
         choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
-    plan = Plan(name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason)
+    sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
+    plan = Plan(
+        name, pattern, *sizes, arranged.orders, arranged.fold, index, choices, reason, arranged.reason
+    )
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -295,14 +332,21 @@ def _which(index: npt.NDArray[np.int32], lead: tuple[int, ...], heads: int) -> n
 
 
 def _choose_engine(
-    engine: str, gpu: int | None, members: tuple[Pattern, ...], kinds: list[Kind]
-) -> tuple[str, str]:
-    """Name of the engine and the reason in words."""
+    engine: str,
+    gpu: int | None,
+    members: tuple[Pattern, ...],
+    kinds: list[Kind],
+    call: Call,
+    wish: str | Order,
+) -> tuple[str, str, Arrangement]:
+    """Name of the engine, the reason in words, and the order that it computes in."""
     asked = config.default_engine() if engine == "auto" else engine
+    if asked == "auto" and gpu is not None:
+        return _choose_gpu_engine(gpu, members, kinds, call, wish)
+    reason = "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
     if asked == "auto":
-        if gpu is not None:
-            return _choose_gpu_engine(gpu, members, kinds)
-        return "cpu", "the CPU engine is the fastest engine on this machine that can run this call"
+        asked = "cpu"
+        reason = "the CPU engine is the fastest engine on this machine that can run this call"
     if asked not in ENGINES:
         raise EngineError(
             f"engine {asked!r}",
@@ -312,23 +356,48 @@ def _choose_engine(
     if asked.startswith("cuda"):
         from .cuda.calls import why_unavailable
 
-        reason = why_unavailable(asked, gpu or 0)
-        if reason is not None:
+        refusal = why_unavailable(asked, gpu or 0)
+        if refusal is not None:
             advice = "use engine='cpu'" if gpu is None else "use engine='auto'"
-            raise EngineError(f"engine {asked!r}", f"it needs a CUDA GPU, and {reason}", advice)
+            raise EngineError(f"engine {asked!r}", f"it needs a CUDA GPU, and {refusal}", advice)
     elif gpu is not None:
         raise EngineError(
             f"engine {asked!r} for arrays in GPU memory",
             "the CUDA engines",
             "use engine='auto', or copy to NumPy",
         )
-    return asked, "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
+    return asked, reason, _arranged(asked, wish, members, kinds, call)
 
 
-def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]) -> tuple[str, str]:
+def _arranged(
+    engine: str, wish: str | Order, members: tuple[Pattern, ...], kinds: list[Kind], call: Call
+) -> Arrangement:
+    """The order that an engine computes in."""
+    if engine == "reference":
+        return natural(members, "the oracle has no tiles")
+    if engine == "cuda-warp" and not isinstance(wish, Order):
+        seconds = sum(predict_gpu(member, kind)[2] for member, kind in zip(members, kinds, strict=True))
+        return natural(members, "single pairs cost the same in any order", seconds)
+
+    def predict(member: Pattern, kind: Kind) -> float:
+        if engine == "cpu":
+            return min(predict_cpu(member, kind))
+        _, tiles, rows = predict_gpu(member, kind)
+        return tiles if engine == "cuda-tile" else rows
+
+    moving = moving_on_cpu if engine == "cpu" else moving_on_gpu
+    # Rows that are pages apart, as those of a class often are, share the few places of a CPU's first cache.
+    folds = engine == "cuda-tile"
+    return arrange(wish, members, kinds, call, predict=predict, moving=moving, folds=folds)
+
+
+def _choose_gpu_engine(
+    gpu: int, members: tuple[Pattern, ...], kinds: list[Kind], call: Call, wish: str | Order
+) -> tuple[str, str, Arrangement]:
     """The engine whose predicted time over all patterns of a call is the shortest."""
     from .cuda.calls import why_unavailable
 
+    by_rows = _arranged("cuda-warp", wish, members, kinds, call)
     why = why_unavailable("cuda-tile", gpu)
     if why is None:
         one = kinds[0]
@@ -336,13 +405,12 @@ def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]
         request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0)
         why = "; ".join(_engine("cuda-tile").why_not(request)) or None
     if why is not None:
-        return "cuda-warp", f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
-    predicted = [predict_gpu(member, kind) for member, kind in zip(members, kinds, strict=True)]
-    tiles = sum(by_tiles for _, by_tiles, _ in predicted)
-    rows = sum(by_rows for _, _, by_rows in predicted)
-    if tiles <= rows:
-        return "cuda-tile", "whole tiles on Tensor Cores cost less than single pairs"
-    return "cuda-warp", "single pairs cost less than whole tiles on Tensor Cores"
+        reason = f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
+        return "cuda-warp", reason, by_rows
+    by_tiles = _arranged("cuda-tile", wish, members, kinds, call)
+    if by_tiles.seconds <= by_rows.seconds:
+        return "cuda-tile", "whole tiles on Tensor Cores cost less than single pairs", by_tiles
+    return "cuda-warp", "single pairs cost less than whole tiles on Tensor Cores", by_rows
 
 
 def gpu_views(q: Any, k: Any, v: Any) -> tuple[Any, ...] | None:

@@ -103,7 +103,9 @@ def readme_block(found: Sequence[Row]) -> str:
     """What stands between the two marks in ``README.md``."""
     parts = [NO_ROWS] if not found else []
     for title, chosen in machines(found).items():
-        goals = [row for row in chosen if row["case"].startswith(("target/", "cold/", "gpu/", "tile/"))]
+        goals = [
+            row for row in chosen if row["case"].startswith(("target/", "cold/", "gpu/", "tile/", "order/"))
+        ]
         lost = report_tables.lost_lines(chosen)
         parts += [
             f"On {title} (rows: `benchmarks/data/`, all tables: `reports/performance.md`):",

@@ -38,13 +38,15 @@ ALLOWED = {
     "jit": {"config", "errors"},
     "reference": set(),
     "formats": BASE,
-    "patterns": HOST,
+    # Orders of tokens: patterns declare those that suit them, so they stand below patterns.
+    "orders": HOST,
+    "patterns": HOST | {"orders"},
     "arrays": HOST,
     # Selections by content read q and k and give patterns: below plans and engines, like patterns.
-    "dynamic": HOST | {"arrays", "patterns"},
+    "dynamic": HOST | {"arrays", "orders", "patterns"},
     "cpu": HOST,
     "cuda": HOST,
-    "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays", "cuda.launch"},
+    "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays", "cuda.launch", "cuda.orders"},
     "cuda.ptx": {"errors"},
     "cuda.device": HOST | {"cuda.ptx"},
     "cuda.launch": HOST | {"cuda.streams"},
@@ -55,10 +57,23 @@ ALLOWED = {
     "cuda.memory": HOST | DEVICE_ARRAYS,
     "cuda.staging": HOST | DEVICE_ARRAYS,
     "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
+    "cuda.orders": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "choices": HOST | {"patterns"},
+    "ordering": HOST | {"choices", "orders", "patterns"},
     "planner": HOST
-    | {"arrays", "choices", "patterns", "cpu", "cuda", "cuda.calls", "cuda.interchange", "reference"},
+    | {
+        "arrays",
+        "choices",
+        "ordering",
+        "orders",
+        "patterns",
+        "cpu",
+        "cuda",
+        "cuda.calls",
+        "cuda.interchange",
+        "reference",
+    },
     "api": HOST | {"arrays", "patterns", "planner"},
     "plot": HOST | {"patterns", "planner", "api"},
     # A result of analysis can draw itself, so it knows plot; plot draws numbers and knows no analysis.
@@ -69,7 +84,7 @@ ALLOWED = {
     "merging": HOST | {"arrays"},
     # Weights are checked like a measure of analysis, and computed by a kernel of the CPU engine.
     "weights": HOST | {"arrays", "patterns", "analysis", "cpu"},
-    "__init__": HOST | {"arrays", "patterns", "planner", "api", "merging", "weights"},
+    "__init__": HOST | {"arrays", "orders", "patterns", "planner", "api", "merging", "weights"},
     "testing": HOST | {"arrays", "patterns", "planner", "api", "reference"},
 }
 ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference"}
@@ -248,7 +263,16 @@ def test_every_engine_has_the_same_three_names(engine: str) -> None:
 def public_functions() -> dict[str, object]:
     """Functions that a user is shown: those in the ``__all__`` of the package and of its namespaces."""
     found = {}
-    for module_name in ("", ".patterns", ".formats", ".dynamic", ".testing", ".reference", ".plot"):
+    for module_name in (
+        "",
+        ".patterns",
+        ".formats",
+        ".dynamic",
+        ".orders",
+        ".testing",
+        ".reference",
+        ".plot",
+    ):
         module = importlib.import_module("numba_sparse_attn" + module_name)
         for name in module.__all__:
             thing = getattr(module, name)

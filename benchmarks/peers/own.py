@@ -27,15 +27,21 @@ class Own:
     """An engine by its name, on a device; "auto" is whatever the planner chooses.
 
     On a GPU the planner chooses by the call, so there the name of "auto" is ``cuda-auto`` and the engine
-    stands in the row beside it.
+    stands in the row beside it. `order` is "auto", "natural" (tokens as they come), or "declared": the first
+    order that the pattern declares.
     """
 
     engine: str = "auto"
     device: str = "cpu"
+    order: str = "auto"
 
     @property
     def name(self) -> str:
-        """The engine that will answer."""
+        """The engine that will answer, with the order if it is not the planner's."""
+        return self._engine_name + (f"-{self.order}" if self.order != "auto" else "")
+
+    @property
+    def _engine_name(self) -> str:
         if self.engine != "auto":
             return self.engine
         if self.device == "cuda":
@@ -52,6 +58,8 @@ class Own:
 
     def why_not(self, workload: Workload) -> str:
         """The planner refuses while it plans, which is in :meth:`prepare` and not done twice."""
+        if self.order == "declared" and isinstance(workload.pattern, nsa.HeadPatterns):
+            return "patterns that differ from head to head declare orders of their own"
         return ""
 
     def version(self) -> dict[str, str]:
@@ -60,6 +68,9 @@ class Own:
 
     def plan(self, workload: Workload) -> nsa.Plan:
         """The plan of a workload."""
+        order: Any = self.order
+        if order == "declared":
+            order = workload.head_pattern(0).orders[0]
         return nsa.plan(
             workload.pattern,
             heads=workload.heads,
@@ -69,6 +80,7 @@ class Own:
             dtype=workload.dtype,
             scale=workload.scale,
             engine=self.engine,
+            order=order,
             device=self.device,
         )
 

@@ -218,6 +218,7 @@ def _timed(
         scale=call.scale,
         engine=engine,
         gpu=None,
+        order="auto",
     )
     return median_seconds({"seconds": lambda: plan(q, k, v)}, seconds)
 

@@ -79,6 +79,11 @@ def forward(request: Request, q: _Array, k: _Array, v: _Array, out: _Array, lse:
     >>> out.item()
     1.5
     """
+    if request.orders:
+        from .ordered import forward_in_order
+
+        forward_in_order(forward, request, q, k, v, out, lse)
+        return
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if tiles.size:
         from .tile_forward import forward_tiles
@@ -130,6 +135,11 @@ def backward(
     >>> dv.ravel().round(6).tolist()
     [0.5, 0.0, 0.5]
     """
+    if request.orders:
+        from .ordered import backward_in_order
+
+        backward_in_order(backward, request, dout, q, k, v, out, lse, dq, dk, dv)
+        return
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if not rows.size:
         from .tile_backward import backward_tiles

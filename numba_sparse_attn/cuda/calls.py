@@ -34,6 +34,8 @@ _MODULES = {"cuda-tile": "numba_sparse_attn.cuda.tile", "cuda-warp": "numba_spar
 RequestMaker = Callable[[arrays.Dimensions], Request]
 
 _FORWARD = ("q", "k", "v")
+#: And out and lse, as an engine takes them.
+_FORWARD_VIEWS = 5
 _BACKWARD = ("dout", "q", "k", "v", "out", "lse")
 
 #: The GPU that computes for arrays on the host.
@@ -199,6 +201,10 @@ def _run(
 ) -> None:
     """Call an engine. What it prepares in its first call of a kind may happen while a graph is captured."""
     met = function, device
+    if request.orders or request.fold > 1:
+        from .orders import in_order  # with kernels, which few calls need
+
+        function = in_order(function, request, forward=len(views) == _FORWARD_VIEWS)
     if met in request.memo:
         function(request, *_with_heads_axis(views))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 from ..formats.csr import canonical
 from ..jit import kernel
+from ..orders.made import buckets
+from ..orders.order import Recipe
 from ..patterns.pattern import Pattern
 from ._call import Call, Floats, Integers
 from ._panels import best_of_panels, best_place
@@ -16,7 +19,9 @@ from ._panels import best_of_panels, best_place
 __all__ = ["by_routes", "pattern_of_parts", "sorted_by_route"]
 
 
-def pattern_of_parts(call: Call, members: Integers, parts: Integers, name: str) -> Pattern:
+def pattern_of_parts(
+    call: Call, members: Integers, parts: Integers, name: str, *, orders: Sequence[Recipe] = ()
+) -> Pattern:
     """Every query sees some parts of a list of keys.
 
     Parameters
@@ -33,10 +38,8 @@ def pattern_of_parts(call: Call, members: Integers, parts: Integers, name: str) 
     """
     counts = np.empty(parts.shape[:2], np.int64)
     _count_visible(members, parts, call.visible, counts)
-    shape = (call.n_q, call.n_k)
-    return Pattern.from_rows(
-        shape, partial(_rows, call.n_k, members, np.ascontiguousarray(parts[:, :, 0]), counts), name=name
-    )
+    rows = partial(_rows, call.n_k, members, np.ascontiguousarray(parts[:, :, 0]), counts)
+    return Pattern.from_rows((call.n_q, call.n_k), rows, name=name, orders=orders)
 
 
 def by_routes(
@@ -58,15 +61,21 @@ def by_routes(
     """
     rows, routes = keys
     if budget is None:
-        members, begins = sorted_by_route(best_place(rows, routes), len(routes))
+        route_of_key = best_place(rows, routes)
+        members, begins = sorted_by_route(route_of_key, len(routes))
     else:
         every = np.full(len(routes), len(rows), np.int64)
         table = best_of_panels(routes, rows, every, np.minimum(every, budget))
         members = table[table >= 0].astype(np.int64)
-        begins = np.concatenate([np.zeros(1, np.int64), np.cumsum((table >= 0).sum(axis=1))])
+        counts = (table >= 0).sum(axis=1)
+        begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        # The first route that has it; keys that no query sees come last.
+        route_of_key = np.full(len(rows), len(routes), np.int64)
+        route_of_key[members[::-1]] = np.repeat(np.arange(len(routes)), counts)[::-1]
     route = best_place(*queries)
     parts = np.stack([begins[route], begins[route + 1]], axis=1)[:, None]
-    return pattern_of_parts(call, members, parts, name)
+    orders = [Recipe(buckets, route.astype(np.int32), route_of_key.astype(np.int32))]
+    return pattern_of_parts(call, members, parts, name, orders=orders)
 
 
 def sorted_by_route(route: Integers, routes: int) -> tuple[Integers, Integers]:

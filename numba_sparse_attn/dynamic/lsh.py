@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import PatternError
+from ..orders.made import buckets as by_bucket
+from ..orders.order import Recipe
 from ..patterns._arguments import check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
@@ -127,7 +129,8 @@ def lsh(
         lists, parts = [], np.empty((call.n_q, rounds, 2), np.int64)
         for number in range(rounds):
             rotation = np.ascontiguousarray(rotations[head, number].T)
-            members, begins = sorted_by_route(_hashes(call.keys(batch, head), rotation), buckets)
+            of_keys = _hashes(call.keys(batch, head), rotation)
+            members, begins = sorted_by_route(of_keys, buckets)
             bucket = _hashes(call.queries(batch, head), rotation)
             passed = _passed(members, begins, bucket, places)
             mine = np.maximum(passed - 1, 0) // sizes[head]
@@ -135,7 +138,9 @@ def lsh(
             high = np.minimum(begins[bucket] + (mine + 1) * sizes[head], begins[bucket + 1])
             parts[:, number] = np.stack([low, high], axis=1) + number * call.n_k
             lists.append(members)
-        return pattern_of_parts(call, np.concatenate(lists), parts, name)
+        # A second round has other buckets: in the order of the first it meets nearly every tile.
+        orders = [Recipe(by_bucket, bucket.astype(np.int32), of_keys.astype(np.int32))] if rounds == 1 else []
+        return pattern_of_parts(call, np.concatenate(lists), parts, name, orders=orders)
 
     return call.stack(select)
 

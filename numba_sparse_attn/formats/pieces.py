@@ -17,7 +17,17 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FIELDS", "UNBOUNDED", "Axis", "PieceArray", "intersect_pieces", "make_pieces", "transpose_pieces"]
+__all__ = [
+    "FIELDS",
+    "UNBOUNDED",
+    "Axis",
+    "PieceArray",
+    "common_period",
+    "fold_pieces",
+    "intersect_pieces",
+    "make_pieces",
+    "transpose_pieces",
+]
 
 #: int64 [pieces, 9], columns as in :data:`FIELDS`.
 PieceArray = npt.NDArray[np.int64]
@@ -133,3 +143,38 @@ def intersect_pieces(left: PieceArray, right: PieceArray, *, most: int = 4096) -
     keep = (met[:, 0] < met[:, 1]) & (met[:, 2] < met[:, 3]) & (met[:, 4] <= met[:, 5])
     keep &= ~both | (a[:, 8] == b[:, 8])
     return np.ascontiguousarray(met[keep])
+
+
+def common_period(pieces: PieceArray, shape: tuple[int, int]) -> int:
+    """The largest number that divides both lengths, all differences, and where every piece begins and ends.
+
+    Modulo it tokens fall into classes that see only themselves, all in the same way: see :func:`fold_pieces`.
+
+    Examples
+    --------
+    >>> every_sixth = make_pieces(rows=(0, 48), columns=(0, 48), differences=(-18, 20), step=6)
+    >>> common_period(every_sixth, (48, 48)), common_period(every_sixth, (48, 50))
+    (6, 2)
+    """
+    if not len(pieces) or 0 in shape:
+        return 1
+    ends = pieces[:, :4].clip(0, [shape[0]] * 2 + [shape[1]] * 2)
+    steps = np.where(pieces[:, 6] == Axis.DIFFERENCE, pieces[:, 7], 1)
+    return int(np.gcd.reduce([*shape, *ends.reshape(-1), *steps, *pieces[:, 8]]))
+
+
+def fold_pieces(pieces: PieceArray, shape: tuple[int, int], period: int) -> PieceArray:
+    """The pieces of one residue class, its tokens numbered from 0: token i of class r is i * period + r.
+
+    Examples
+    --------
+    >>> every_sixth = make_pieces(rows=(0, 48), columns=(0, 48), differences=(-18, 20), step=6)
+    >>> fold_pieces(every_sixth, (48, 48), 6).tolist()  # rows and columns 0 to 7, a window of 3 to each side
+    [[0, 8, 0, 8, -3, 3, 2, 1, 0]]
+    """
+    folded = pieces.copy()
+    folded[:, :4] = pieces[:, :4].clip(0, [shape[0]] * 2 + [shape[1]] * 2) // period
+    folded[:, 4] = -(-pieces[:, 4] // period)
+    folded[:, 5] = pieces[:, 5] // period
+    folded[:, 7:] //= period
+    return folded

@@ -8,7 +8,7 @@ CSR, nnz) is read off them. Cost follows tiles and unique masks, never pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from .pieces import PieceArray
 from .pool import MaskPool
 from .tiles import FULL, TILE, WORDS, Tiles
 
-__all__ = ["OPERATIONS", "Segments", "combine", "segments_from_pieces", "segments_from_rows"]
+__all__ = ["OPERATIONS", "Segments", "combine", "joined", "segments_from_pieces", "segments_from_rows"]
 
 #: Truth tables of the set operations: bit ``2 * a + b`` of the number is the result for bits a, b.
 OPERATIONS = {"or": 0b1110, "and": 0b1000, "sub": 0b0100, "xor": 0b0110}
@@ -243,6 +243,15 @@ def segments_from_rows(
 
     output.complete(pool, row_tiles, step)
     return output.finish(shape, first_row_tile, pool, int(indptr[-1] - indptr[0]))
+
+
+def joined(
+    shape: tuple[int, int], pool: MaskPool, first_row_tile: int, parts: Sequence[Segments]
+) -> Segments:
+    """Consecutive tile rows that were drawn one after the other over one pool."""
+    counts = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.indptr) for part in parts)])
+    runs = np.concatenate([np.empty((0, 3), np.int32), *(part.runs for part in parts)])
+    return Segments(shape, first_row_tile, np.cumsum(counts), runs, pool)
 
 
 def combine(operation: str, left: Segments, right: Segments) -> Segments:

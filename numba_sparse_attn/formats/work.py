@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .csr import Csr
 from .tiles import Tiles
+
+if TYPE_CHECKING:
+    from ..orders.order import Order
 
 __all__ = ["Request", "Structure"]
 
@@ -37,6 +40,12 @@ class Request:
         float16, bfloat16 (ml_dtypes), float32 or float64; of q, k, v, out and the gradients.
     scale : float
         Factor on q k^T before the softmax.
+    orders : tuple of Order
+        Where the structures' queries and keys come from in the arrays, one a structure; none if they stand
+        where they are. Query heads that share a key head agree on the order of its keys.
+    fold : int
+        Into how many classes tokens fall by their number modulo this; the structures are those of a class,
+        and apply to every one.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -52,7 +61,31 @@ class Request:
     value_dim: int
     dtype: np.dtype[Any]
     scale: float
+    orders: tuple[Order, ...] = ()
+    fold: int = 1
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def inner(self) -> Request:
+        """The same call on arrays that stand as the structures do, with classes as a last batch axis."""
+        return replace(
+            self,
+            which=np.repeat(self.which, self.fold, axis=0),
+            n_q=self.n_q // self.fold,
+            n_k=self.n_k // self.fold,
+            orders=(),
+            fold=1,
+        )
+
+    @property
+    def query_orders(self) -> list[Order]:
+        """The order of every query head of every batch element."""
+        return [self.orders[number] for number in self.which.reshape(-1)]
+
+    @property
+    def key_orders(self) -> list[Order]:
+        """The order of every key head of every batch element."""
+        return [self.orders[number] for number in self.which[:, :: self.group].reshape(-1)]
 
     @property
     def batch(self) -> int:
@@ -73,7 +106,7 @@ class Request:
     def nnz(self) -> int:
         """Selected pairs over all heads and batch elements."""
         sizes = np.array([structure.nnz for structure in self.structures], np.int64)
-        return int(sizes[self.which].sum())
+        return self.fold * int(sizes[self.which].sum())
 
     @property
     def forward_flops(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from ..formats.pieces import make_pieces
 from ._arguments import check_int, check_shape, title
 from ._grids import coordinates
+from ._orders import grid_lines
 from .catalogue import Integers, entry
 from .pattern import Pattern
 
@@ -110,4 +111,7 @@ def axial(shape: Sequence[int], axis: int | str) -> Pattern:
         begins = np.arange(0, n, max(slab, 1), dtype=np.int64)
         spans = (begins, begins + slab)
         pieces.append(make_pieces(rows=spans, columns=spans, step=max(stride, 1)))
-    return Pattern.from_pieces((n, n), np.concatenate(pieces), name=title(axial, shape=grid, axis=axis))
+    # Lines along the last axis are whole as they are.
+    orders = grid_lines(grid, axes) if axes.start < len(grid) - 1 else ()
+    name = title(axial, shape=grid, axis=axis)
+    return Pattern.from_pieces((n, n), np.concatenate(pieces), name=name, orders=orders)

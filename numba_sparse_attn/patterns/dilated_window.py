@@ -8,6 +8,7 @@ import numpy as np
 
 from ..formats.pieces import make_pieces
 from ._arguments import check_int, check_ints, title
+from ._orders import spaced_windows
 from .catalogue import entry
 from .pattern import Pattern
 
@@ -72,14 +73,16 @@ def dilated_window(n: int, window: int, dilation: int | Sequence[int]) -> Patter
     Pairs: exactly the sum of ``max(0, n - abs(o))`` over the distinct offsets ``o = k * d``; for one
     dilation that is at most ``n * (2 * window + 1)``.
 
-    Cost: O(n * window * d) time for each dilation; the pattern is one piece a dilation.
+    Cost: O(n * window * d) time for each dilation; the pattern is one piece a dilation. With one dilation
+    tokens are computed by their residues, in which it is a window without gaps.
 
     Reach: ``window * dilation`` further on each side with every layer. One dilation alone connects
     only tokens whose distance it divides; 1, 2, 4, ... together grow without holes.
 
     Use: in some heads or layers beside a plain window, to reach further at the same cost.
 
-    Avoid: alone, as neighbors never meet; and for speed on tiles, which it leaves mostly empty.
+    Avoid: alone, as neighbors never meet; and several dilations at once for speed on tiles, which they leave
+    mostly empty.
 
     Examples
     --------
@@ -99,6 +102,5 @@ def dilated_window(n: int, window: int, dilation: int | Sequence[int]) -> Patter
         steps = np.unique(check_ints("dilation", dilation, low=1))
     reach = np.minimum(window, n // steps + 1) * steps
     pieces = make_pieces(rows=(0, n), columns=(0, n), differences=(-reach, reach), step=steps)
-    return Pattern.from_pieces(
-        (n, n), pieces, name=title(dilated_window, n=n, window=window, dilation=dilation)
-    )
+    name = title(dilated_window, n=n, window=window, dilation=dilation)
+    return Pattern.from_pieces((n, n), pieces, name=name, orders=spaced_windows(n, window, steps.tolist()))

@@ -7,6 +7,7 @@ from math import isqrt, prod
 
 from ._arguments import check_per_axis, check_shape, title
 from ._grids import coordinates, is_neighbor, neighborhood_pieces, per_axis
+from ._orders import neighborhood_boxes
 from .catalogue import Integers, entry
 from .pattern import Pattern
 
@@ -97,7 +98,7 @@ def neighborhood(
     Pairs: exactly ``n * prod(kernel)`` while ``kernel * dilation`` fits into the shape; never more.
 
     Cost: O(n * prod(kernel) * d) time; the pattern is at most three pieces for every two lines along
-    the last axis that see each other.
+    the last axis that see each other. Tokens are computed in boxes of the grid where that pays.
 
     Reach: ``kernel / 2 * dilation`` cells further along every axis with every layer.
 
@@ -121,4 +122,5 @@ def neighborhood(
     n = prod(grid)
     pieces = neighborhood_pieces(grid, kernels, dilations)
     name = title(neighborhood, shape=grid, kernel=kernel, dilation=dilation)
-    return Pattern.from_pieces((n, n), pieces, name=name)
+    orders = neighborhood_boxes(grid, kernels, dilations)
+    return Pattern.from_pieces((n, n), pieces, name=name, orders=orders)

@@ -8,7 +8,7 @@ holds does not grow with the square of the length, nor, for regular patterns, wi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,19 @@ from ..errors import PatternError, ShapeError
 from ..formats.csr import Csr
 from ..formats.pieces import UNBOUNDED, PieceArray, intersect_pieces, make_pieces
 from ..formats.tiles import Tiles
-from ._sources import CombinedSource, CsrSource, PieceSource, RowFunction, RowSource, Source
+from ..orders.order import Order, Recipe, as_order
+from ._sources import (
+    CombinedSource,
+    CsrSource,
+    PermutedSource,
+    PieceSource,
+    RowFunction,
+    RowSource,
+    Source,
+)
 
 if TYPE_CHECKING:
+    from ..formats.census import Census
     from ..formats.segments import Segments
     from .heads import HeadPatterns
 
@@ -51,10 +61,13 @@ class Pattern:
     (8, 8)
     """
 
-    def __init__(self, shape: tuple[int, int], source: Source, name: str) -> None:
+    def __init__(
+        self, shape: tuple[int, int], source: Source, name: str, *, orders: Sequence[Recipe] = ()
+    ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         self._source = source
         self.name = name
+        self._recipes = tuple(orders)
         #: What others keep with the pattern, such as plans.
         self.memo: dict[Any, Any] = {}
 
@@ -65,8 +78,15 @@ class Pattern:
     # Construction
 
     @classmethod
-    def from_pieces(cls, shape: tuple[int, int], pieces: PieceArray, *, name: str = "pieces") -> Pattern:
-        """The union of pieces (see :func:`numba_sparse_attn.formats.make_pieces`).
+    def from_pieces(
+        cls,
+        shape: tuple[int, int],
+        pieces: PieceArray,
+        *,
+        name: str = "pieces",
+        orders: Sequence[Recipe] = (),
+    ) -> Pattern:
+        """The union of pieces (see :func:`numba_sparse_attn.formats.make_pieces`); `orders` suit it.
 
         Examples
         --------
@@ -74,10 +94,17 @@ class Pattern:
         >>> Pattern.from_pieces((4, 4), make_pieces(rows=(0, 4), columns=(0, 4), differences=(0, 1))).nnz
         7
         """
-        return cls(shape, PieceSource(pieces), name)
+        return cls(shape, PieceSource(pieces), name, orders=orders)
 
     @classmethod
-    def from_rows(cls, shape: tuple[int, int], rows: RowFunction, *, name: str = "rows") -> Pattern:
+    def from_rows(
+        cls,
+        shape: tuple[int, int],
+        rows: RowFunction,
+        *,
+        name: str = "rows",
+        orders: Sequence[Recipe] = (),
+    ) -> Pattern:
         """Pairs that a function lists when they are needed.
 
         Parameters
@@ -87,6 +114,8 @@ class Pattern:
             ``rows(begin, end)`` returns ``indptr`` (int64, ``end - begin + 1``) and ``indices`` of the
             rows begin .. end - 1, strictly increasing in every row. The same call must always give
             the same answer.
+        orders : sequence of Recipe
+            Those that suit it: see :attr:`orders`.
 
         Examples
         --------
@@ -95,7 +124,7 @@ class Pattern:
         >>> diagonal.nnz
         4
         """
-        return cls(shape, RowSource(rows), name)
+        return cls(shape, RowSource(rows), name, orders=orders)
 
     @classmethod
     def from_csr(cls, csr: Csr, *, name: str = "csr") -> Pattern:
@@ -184,6 +213,96 @@ class Pattern:
         """
         return self.shape == other.shape and (self ^ other).nnz == 0
 
+    # Orders
+
+    @cached_property
+    def orders(self) -> tuple[Order, ...]:
+        """Orders of tokens of which a plan may choose one, because tiles are fuller in it; made once.
+
+        Set operations keep those of both sides.
+
+        Examples
+        --------
+        >>> from numba_sparse_attn import patterns
+        >>> patterns.dilated_window(4096, 64, 16).causal().orders
+        (<Order residues mod 16: 4096 x 4096>,)
+        """
+        return tuple(recipe() for recipe in self._recipes)
+
+    @cached_property
+    def in_orders(self) -> tuple[Pattern, ...]:
+        """The pattern by its places in each of its orders."""
+        return tuple(self.permuted(order) for order in self.orders)
+
+    def with_orders(self, *orders: Any) -> Pattern:
+        """The same pairs, with further orders for plans to choose from.
+
+        Parameters
+        ----------
+        *orders : Order or pair of permutations
+            See :mod:`numba_sparse_attn.orders`.
+
+        Examples
+        --------
+        >>> import numba_sparse_attn as nsa
+        >>> pattern = nsa.patterns.random_keys(64, per_query=3, seed=0)
+        >>> pattern.with_orders(nsa.orders.reverse_cuthill_mckee(pattern)).orders
+        (<Order reverse Cuthill-McKee: 64 x 64>,)
+        """
+        more = [Recipe(_given, as_order(order, self.shape)) for order in orders]
+        return Pattern(self.shape, self._source, self.name, orders=(*self._recipes, *more))
+
+    def permuted(self, order: Any) -> Pattern:
+        """The pairs by their places in an order: (p, s) for every pair (queries[p], keys[s]) of this one.
+
+        Parameters
+        ----------
+        order : Order or pair of permutations
+
+        Examples
+        --------
+        >>> import numba_sparse_attn as nsa
+        >>> even_and_odd = nsa.orders.residues(4, 2)
+        >>> nsa.patterns.dilated_window(4, 1, 2).permuted(even_and_odd).toarray().astype(int)
+        array([[1, 1, 0, 0],
+               [1, 1, 0, 0],
+               [0, 0, 1, 1],
+               [0, 0, 1, 1]])
+        """
+        checked = as_order(order, self.shape)
+        return Pattern(self.shape, PermutedSource(self, checked), f"{self.name} in order {checked.name}")
+
+    @cached_property
+    def period(self) -> int:
+        """A number modulo which tokens fall into classes that are alike and see only themselves; 1 if none is
+        known.
+
+        Examples
+        --------
+        >>> from numba_sparse_attn import patterns
+        >>> patterns.dilated_window(4096, 64, 16).causal().period, patterns.strided(64, 8, 2).period
+        (16, 1)
+        """
+        return self._source.period(self.shape)
+
+    def folded(self, period: int) -> Pattern:
+        """One of the `period` classes, which all look like this.
+
+        Examples
+        --------
+        >>> from numba_sparse_attn import patterns
+        >>> patterns.dilated_window(64, 3, 16).folded(16).equals(patterns.sliding_window(4, 3))
+        True
+        """
+        if period < 1 or self.period % period:
+            raise PatternError(
+                f"folded({period}) of {self.name}", f"divisors of its period, {self.period}", "choose one"
+            )
+        if period == 1:
+            return self
+        shape = self.shape[0] // period, self.shape[1] // period
+        return Pattern(shape, self._source.folded(self.shape, period), f"every {period}th of {self.name}")
+
     # Engine forms
 
     @cached_property
@@ -243,6 +362,13 @@ class Pattern:
         [0, 0, 1, 0, 1, 2]
         """
         return self._rows
+
+    @cached_property
+    def census(self) -> Census:
+        """Sizes that predictions are made from, taken from what is cheapest to build."""
+        from ..formats.census import census_of_rows, census_of_tiles
+
+        return census_of_tiles(self.tiles()) if self.regular else census_of_rows(self.rows())
 
     # SciPy and NumPy forms
 
@@ -323,15 +449,18 @@ class Pattern:
                 "build both for the same number of queries and keys",
             )
         name = f"{self.name} {symbol} {other.name}"
+        known = self._recipes
+        orders = (*known, *(one for one in other._recipes if not any(map(one.same, known))))
         left, right = self._source, other._source
         if isinstance(left, PieceSource) and isinstance(right, PieceSource):
             if operation == "or":
-                return Pattern(self.shape, PieceSource(np.concatenate([left.pieces, right.pieces])), name)
+                union = PieceSource(np.concatenate([left.pieces, right.pieces]))
+                return Pattern(self.shape, union, name, orders=orders)
             if operation == "and":
                 met = intersect_pieces(left.pieces, right.pieces)
                 if met is not None:
-                    return Pattern(self.shape, PieceSource(met), name)
-        return Pattern(self.shape, CombinedSource(operation, left, right), name)
+                    return Pattern(self.shape, PieceSource(met), name, orders=orders)
+        return Pattern(self.shape, CombinedSource(operation, left, right), name, orders=orders)
 
     def __or__(self, other: Any) -> Pattern:
         return self._combine(other, "or", "|") if _is_operand(other) else NotImplemented
@@ -362,12 +491,15 @@ class Pattern:
 
     def __invert__(self) -> Pattern:
         everything = PieceSource(make_pieces(rows=(0, self.shape[0]), columns=(0, self.shape[1])))
-        return Pattern(self.shape, CombinedSource("sub", everything, self._source), f"~({self.name})")
+        rest = CombinedSource("sub", everything, self._source)
+        return Pattern(self.shape, rest, f"~({self.name})", orders=self._recipes)
 
     @property
     def T(self) -> Pattern:
         """Queries and keys exchanged."""
-        return Pattern(self.shape[::-1], self._source.transposed(self.shape), f"({self.name}).T")
+        source = self._source.transposed(self.shape)
+        orders = [Recipe(_transposed, recipe) for recipe in self._recipes]
+        return Pattern(self.shape[::-1], source, f"({self.name}).T", orders=orders)
 
     def causal(self) -> Pattern:
         """The pairs that do not look ahead: j - i <= n_k - n_q, so the last query sees the last key.
@@ -400,6 +532,14 @@ class Pattern:
         from .heads import HeadPatterns
 
         return HeadPatterns([self], np.zeros(count, np.int32))
+
+
+def _transposed(recipe: Recipe) -> Order:
+    return recipe().T
+
+
+def _given(order: Order) -> Order:
+    return order
 
 
 def _is_operand(value: Any) -> bool:

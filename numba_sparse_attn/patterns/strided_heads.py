@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..formats.pieces import UNBOUNDED, make_pieces
 from ._arguments import check_flag, check_int, title
+from ._orders import periods
 from .catalogue import entry
 from .heads import HeadPatterns
 from .pattern import Pattern
@@ -87,7 +88,6 @@ def strided_heads(n: int, stride: int, window: int, *, causal: bool = False) -> 
     local = sliding_window(n, window, causal=causal)
     ahead = 0 if causal else UNBOUNDED
     pieces = make_pieces(rows=(0, n), columns=(0, n), differences=(-UNBOUNDED, ahead), step=stride)
-    steps = Pattern.from_pieces(
-        (n, n), pieces, name=f"{title(strided_heads, n=n, stride=stride, window=window, causal=causal)}[1]"
-    )
+    name = f"{title(strided_heads, n=n, stride=stride, window=window, causal=causal)}[1]"
+    steps = Pattern.from_pieces((n, n), pieces, name=name, orders=periods(n, [stride]))
     return local.heads(1) + steps.heads(1)

@@ -28,7 +28,9 @@ _MakeOutput = Callable[[tuple[int, ...], npt.DTypeLike], _Array]
 Results = dict[str, _Array]
 
 
-def run_call(problem: Problem, pattern: Any, *, engine: str = "auto", poison: float = np.nan) -> Results:
+def run_call(
+    problem: Problem, pattern: Any, *, engine: str = "auto", order: Any = "auto", poison: float = np.nan
+) -> Results:
     """Forward and backward through the public functions: "out", "lse", "dq", "dk" and "dv" by name.
 
     Parameters
@@ -37,7 +39,8 @@ def run_call(problem: Problem, pattern: Any, *, engine: str = "auto", poison: fl
         Its mask says which pairs `pattern` selects.
     pattern
         Whatever :func:`numba_sparse_attn.sparse_attention` takes.
-    engine : str
+    engine, order
+        As for that function.
     poison : float
         What lies in rows that take part in no pair.
 
@@ -52,7 +55,7 @@ def run_call(problem: Problem, pattern: Any, *, engine: str = "auto", poison: fl
     """
 
     def call(q: _Array, k: _Array, v: _Array, dout: _Array, output: _MakeOutput) -> Results:
-        settings: dict[str, Any] = {"scale": problem.scale, "engine": engine}
+        settings: dict[str, Any] = {"scale": problem.scale, "engine": engine, "order": order}
         out = output((*q.shape[:-1], v.shape[-1]), problem.dtype)
         out, lse = sparse_attention(q, k, v, pattern, return_lse=True, out=out, **settings)
         dq, dk, dv = sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)

@@ -415,6 +415,18 @@ def test_a_contender_with_memory_of_its_own_has_none_counted() -> None:
     assert "timed by the host" in tables.result_tables(found)
 
 
+def test_orders_of_tokens_are_measured_beside_none() -> None:
+    dilated = kinds.PatternSpec("dilated_window", {"n": 256, "window": 8, "dilation": 16})
+    goal = kinds.Goal("alternatives", 1e-9, at_least=True, over="cpu-natural")
+    case = replace(CASE, spec=dilated, dense=False, orders=True, goals=(goal,))
+    own, *others = runner.run_case(case, field_with(), 0, 0.001)
+    assert {row["contender"] for row in others} == {"cpu-natural", "cpu-declared"}
+    assert all(row["status"] == "measured" for row in others)
+    assert own["alternatives"].keys() == {"cpu-natural", "cpu-declared"}
+    (found,) = own["goals"]
+    assert found["met"] and found["goal"] == "alternatives over cpu-natural >= 1e-09"
+
+
 def test_the_planner_s_choice_is_measured_beside_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GPU_ENGINES", ("cpu", "reference"))
     case = replace(CASE, dense=False, paths=True, goals=(kinds.Goal("over_best", 1e9),))

@@ -75,6 +75,9 @@ def test_goals_on_a_gpu_are_not_loosened() -> None:
     assert goals["tile/causal_16384_backward"] == ["speedup over sdpa_cudnn >= 0.85"]
     for name in ("window_256_16384", "documents_16384", "bigbird_4096", "indentation_4096"):
         assert goals[f"tile/{name}_training"][0] == "speedup over flex_cuda >= 2"
+    for name in ("dilated_window", "strided", "lsh"):
+        for which in ("d128_forward", "d128_training", "d64_forward", "d64_training"):
+            assert goals[f"order/{name}_{which}"] == ["alternatives over cuda-tile-natural >= 3"]
     assert goals["tile/longformer_4096_forward"][1] == "speedup_dense >= 1"
     assert goals["gpu/host_launch"] == ["seconds <= 1e-05"]
     assert goals["gpu/host_forward"] == ["seconds <= 2.5e-05"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -17,6 +18,8 @@ from numba import cuda
 
 from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.device.simulated import guarded
+from numba_sparse_attn.cuda.orders import backward_in_classes, classes, forward_in_classes, moving
+from numba_sparse_attn.cuda.orders.rows import make_move
 from numba_sparse_attn.cuda.tile import launch_sm80, prepared, schedule, statistics
 from numba_sparse_attn.cuda.tile.backward_sm80 import make_backward
 from numba_sparse_attn.cuda.tile.copies import make_copy
@@ -33,7 +36,13 @@ from numba_sparse_attn.testing import (
 )
 
 #: Which arguments of a kernel are addresses of what it writes.
-WRITES = {make_forward: (1, 11), make_copy: (1,), make_statistics: (3,), make_backward: (12, 13)}
+WRITES = {
+    make_forward: (1, 11),
+    make_copy: (1,),
+    make_statistics: (3,),
+    make_backward: (12, 13),
+    make_move: (1,),
+}
 
 
 def run(problem, structures, *, poison=np.nan, gradients=False):
@@ -62,6 +71,26 @@ def run(problem, structures, *, poison=np.nan, gradients=False):
     return results
 
 
+def run_in_classes(problem, structure, fold):
+    """All results of a problem whose tokens fall into classes, each with the pairs of `structure`."""
+    q, k, v, dout = problem.arrays
+    request = replace(request_for(problem, structure), fold=fold)
+    shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
+    results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
+    results["lse"] = surrounded(nan_filled(q.shape[:-1], np.dtype(np.float32)))
+    out, lse = results["out"], results["lse"]
+    device = _Device()
+    with device.installed():
+        forward_in_classes(tile.forward, request, *map(device.view, (q, k, v, out, lse)))
+    gradients = [results[name] for name in ("dq", "dk", "dv")]
+    with device.installed():
+        engine = launch_sm80.backward_without_wgmma
+        backward_in_classes(engine, request, *map(device.view, (dout, q, k, v, out, lse, *gradients)))
+    for array in results.values():
+        assert_margins_untouched(array)
+    return results
+
+
 class _Device:
     """Arrays that stand for device memory, and what is done with them."""
 
@@ -75,6 +104,13 @@ class _Device:
             mock.patch.object(tile, "has_wgmma", lambda device: False),
             mock.patch.multiple(prepared, **kernels),
             mock.patch.multiple(statistics, **kernels),
+            mock.patch.multiple(
+                classes,
+                load_kernel=self._load,
+                memory=SimpleNamespace(scratch=self._scratch),
+                upload=lambda array, device: self.view(array),
+            ),
+            mock.patch.multiple(moving, launch=self._launch, streams=mock.MagicMock()),
             mock.patch.multiple(
                 launch_sm80,
                 **kernels,

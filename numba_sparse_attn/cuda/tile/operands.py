@@ -70,25 +70,17 @@ class Part(NamedTuple):
 
 
 def parts_of(arrays: tuple[DeviceView, ...]) -> Iterator[Part]:
-    """All batch elements at once if the axes before heads merge in every array, else one by one."""
+    """All batch elements at once if the axes before heads merge in every array, else as many as do merge."""
     lead = arrays[0].shape[:-3]
-    merged = [merged_stride(lead, array.strides[:-3]) for array in arrays]
-    if None not in merged:
-        count = math.prod(lead)
-        yield Part(
-            0,
-            count,
-            tuple(
-                Operand(array.address, (count, *array.shape[-3:]), (stride or 0, *array.strides[-3:]))  # type: ignore[arg-type]
-                for array, stride in zip(arrays, merged, strict=True)
-            ),
-        )
-        return
-    for first, place in enumerate(np.ndindex(lead)):
+    apart = 0  # axes that are walked through; without any left, there is nothing to merge
+    while None in (merged := [merged_stride(lead[apart:], array.strides[apart:-3]) for array in arrays]):
+        apart += 1
+    count = math.prod(lead[apart:])
+    for number, place in enumerate(np.ndindex(lead[:apart])):
         operands = []
-        for array in arrays:
-            offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
+        for array, step in zip(arrays, merged, strict=True):
+            offset = sum(i * stride for i, stride in zip(place, array.strides, strict=False))
             operands.append(
-                Operand(array.address + offset, (1, *array.shape[-3:]), (0, *array.strides[-3:]))  # type: ignore[arg-type]
+                Operand(array.address + offset, (count, *array.shape[-3:]), (step or 0, *array.strides[-3:]))  # type: ignore[arg-type]
             )
-        yield Part(first, 1, tuple(operands))
+        yield Part(number * count, count, tuple(operands))
