@@ -8,7 +8,7 @@ holds does not grow with the square of the length, nor, for regular patterns, wi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,64 @@ class Pattern:
         10
         """
         return cls(csr.shape, CsrSource(csr), name)
+
+    @classmethod
+    def from_predicate(
+        cls,
+        mask_mod: Callable[[int, int, int], bool],
+        shape: tuple[int, int],
+        *,
+        heads: int | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """The pairs for which a function says yes.
+
+        Parameters
+        ----------
+        mask_mod : callable
+            ``mask_mod(head, i, j)``: whether query i sees key j. An ordinary Python function that Numba
+            compiles; it may read arrays that it closes over, as they are now: they become a part of it.
+        shape : (n_q, n_k)
+        heads : int, optional
+            Ask for this many heads. Without it the function is asked for head 0.
+        name : str, optional
+            That of the function, if not given.
+
+        Returns
+        -------
+        Pattern, or HeadPatterns with `heads`
+            One member for all heads if the function does not look at `head`.
+
+        Notes
+        -----
+        The function is called for every pair, n_q x n_k times a head, when the pattern is first used. What is
+        kept are runs of tiles and each distinct 128 x 128 mask once, never a bit for every pair.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> document = np.array([0, 0, 1, 1, 1])
+        >>> Pattern.from_predicate(lambda head, i, j: j <= i and document[i] == document[j], (5, 5)).nnz
+        9
+        >>> reach = Pattern.from_predicate(lambda head, i, j: abs(i - j) <= head, (5, 5), heads=2)
+        >>> [member.nnz for member in reach]
+        [5, 13]
+        """
+        from ._predicate import PredicateSource, checked_shape, compile_predicate, reads_head
+
+        size = checked_shape(shape)
+        draw = compile_predicate(mask_mod)
+        called = str(name or getattr(mask_mod, "__name__", "predicate"))
+        if heads is None:
+            return cls(size, PredicateSource(draw, size), called)
+        if heads < 1:
+            raise PatternError(f"heads={heads}", "at least one head", "pass a positive count")
+        if not reads_head(mask_mod):
+            return cls(size, PredicateSource(draw, size), called).heads(heads)
+        from .heads import HeadPatterns
+
+        members = [cls(size, PredicateSource(draw, size, head), f"{called}[{head}]") for head in range(heads)]
+        return HeadPatterns(members, np.arange(heads))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pattern:
