@@ -10,7 +10,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import patterns
+from . import patterns, scores
 from .api import (
     create_sparse_mask,
     get_sparse_indices,
@@ -62,6 +62,7 @@ __all__ = [
     "merge_backward",
     "patterns",
     "plan",
+    "scores",
     "sparse_attention",
     "sparse_attention_backward",
     "vjp",

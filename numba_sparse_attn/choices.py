@@ -96,8 +96,11 @@ _CPU_COSTS = {
 }
 
 
-def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
-    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used."""
+def choose_cpu(pattern: Pattern, kind: Kind, *, pair_by_pair: bool = False) -> Choice:
+    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used.
+
+    `pair_by_pair` asks for rows: scores are changed there.
+    """
     census = _census(pattern)
     costs = _CPU_COSTS[np.dtype(np.float64 if kind.dtype == np.float64 else np.float32)]
     flops = 2 * kind.width
@@ -107,9 +110,11 @@ def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
     )
     rows = census.nnz * (flops * costs.row_flop + costs.row_pair)
     rows += elements * costs.row_element + pattern.shape[0] * costs.row_query
-    path = "tiles" if tiles <= rows else "rows"
+    path = "tiles" if tiles <= rows and not pair_by_pair else "rows"
     structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
     cheaper = "whole panels cost less" if path == "tiles" else "single pairs cost less"
+    if pair_by_pair:
+        cheaper = "scores are changed pair by pair"
     return Choice(
         structure,
         path,

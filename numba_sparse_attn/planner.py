@@ -17,11 +17,16 @@ import numpy.typing as npt
 from . import arrays, config
 from .choices import Choice, Kind, choose_cpu, choose_dense, choose_gpu, predict_gpu
 from .errors import EngineError, ShapeError
+from .formats.changes import Changes
 from .formats.csr import Csr
 from .formats.tiles import TILE
 from .formats.work import Request
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
+from .scores._calls import gradients_of, kinds_of, require_derivatives, sink_of, steps_of
+from .scores._change import Change
+from .scores._dense import dense_steps
+from .scores.sink import sink_gradient, with_sink
 
 __all__ = ["ENGINES", "Plan", "gpu_views", "make_plan"]
 
@@ -47,6 +52,8 @@ class Plan:
     pattern : Pattern or HeadPatterns
     heads, kv_heads, head_dim, value_dim, dtype, scale
         The kind of call that it was made for.
+    scores : tuple of Change
+        What scores go through before the softmax.
     """
 
     engine: str
@@ -60,6 +67,7 @@ class Plan:
     _index: npt.NDArray[np.int32]
     _choices: tuple[Choice, ...]
     _reason: str
+    scores: tuple[Change, ...] = ()
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,17 +86,24 @@ class Plan:
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
         out = arrays.output_array(out, (*q.shape[:-1], v.shape[-1]), q.dtype, (q, k, v))
-        lse = np.empty(q.shape[:-1], request.accumulator) if return_lse else None
+        sink = sink_of(self.scores)
+        lse = np.empty(q.shape[:-1], request.accumulator) if return_lse or sink else None
         flat = dimensions.flat
-        views = [arrays.with_heads_axis(array, flat) for array in (q, k, v, out)]
+        views: list[Any] = [arrays.with_heads_axis(array, flat) for array in (q, k, v, out)]
+        views.append(None if lse is None else arrays.with_heads_axis(lse, flat))
+        changes = steps_of(self.scores, request, dimensions.lead, self.engine)
         if out.size or (lse is not None and lse.size):
-            self._module.forward(request, *views, None if lse is None else arrays.with_heads_axis(lse, flat))
+            self._module.forward(request, *views, *changes)
+        if sink and self.engine != "reference":
+            with_sink(views[3], views[4], sink.column(self.heads, request.accumulator))
         return (out, lse) if return_lse else out
 
-    def backward(
-        self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """Gradients (dq, dk, dv); arguments as in :func:`numba_sparse_attn.sparse_attention_backward`."""
+    def backward(self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> tuple[Any, ...]:
+        """Gradients (dq, dk, dv), and a tuple of those of `scores` if any of these learns.
+
+        Arguments as in :func:`numba_sparse_attn.sparse_attention_backward`.
+        """
+        require_derivatives(self.scores)
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
@@ -104,9 +119,26 @@ class Plan:
         views = [
             arrays.with_heads_axis(array, dimensions.flat) for array in (dout, q, k, v, out, lse, dq, dk, dv)
         ]
+        changes = steps_of(self.scores, request, dimensions.lead, self.engine)
+        found: Any = []
         if request.batch:
-            self._module.backward(request, *views)
-        return dq, dk, dv
+            found = self._module.backward(request, *views, *changes)
+        if not any(change.learnable for change in self.scores):
+            return dq, dk, dv
+        sink, of_sink = sink_of(self.scores), None
+        if sink and sink.learnable:
+            of_sink = sink_gradient(
+                views[0], views[4], views[5], sink.column(self.heads, request.accumulator)
+            )
+        return dq, dk, dv, gradients_of(self.scores, request, changes, found, of_sink)
+
+    def with_scores(self, scores: tuple[Change, ...]) -> Plan:
+        """The same plan with other numbers in changes of the same kinds; keeps what engines remember."""
+        if scores == self.scores:
+            return self
+        plan = object.__new__(Plan)
+        plan.__dict__.update(self.__dict__, scores=scores)
+        return plan
 
     def explain(self) -> str:
         """What will run, what it costs and why, in words and numbers.
@@ -126,6 +158,7 @@ class Plan:
             f"engine {self.engine}: {self._reason}",
             f"call: {n_q} queries x {n_k} keys, {kind}, {self.dtype.name}, scale {self.scale:.6g}",
         ]
+        lines += [f"scores: {change.describe()}" for change in self.scores]
         uses = np.bincount(self._index.reshape(-1), minlength=len(self._choices))
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
@@ -206,6 +239,7 @@ class Plan:
             value_dim=self.value_dim,
             dtype=self.dtype,
             scale=self.scale,
+            changed=kinds_of(self.scores),
         )
 
 
@@ -220,6 +254,7 @@ def make_plan(
     scale: float,
     engine: str,
     gpu: int | None,
+    scores: tuple[Change, ...] = (),
 ) -> Plan:
     """Choose an engine and, for every distinct pattern, a path; build what they need.
 
@@ -227,14 +262,15 @@ def make_plan(
     it costs nothing.
     """
     asked = config.default_engine() if engine == "auto" else engine
-    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu
+    changed = tuple(change.key for change in scores)
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, changed
     plan: Plan | None = pattern.memo.get(kind)
     if plan is None:
-        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu)
+        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu, scores)
         if len(pattern.memo) >= _PLANS_KEPT:
             pattern.memo.clear()
         pattern.memo[kind] = plan
-    return plan
+    return plan.with_scores(scores)
 
 
 def _new_plan(
@@ -247,7 +283,9 @@ def _new_plan(
     scale: float,
     engine: str,
     gpu: int | None,
+    scores: tuple[Change, ...],
 ) -> Plan:
+    changed = kinds_of(scores)
     if isinstance(pattern, Pattern):
         members: tuple[Pattern, ...] = (pattern,)
         index = np.zeros(heads, np.int32)
@@ -257,7 +295,7 @@ def _new_plan(
         _which(index, index.shape[:-1], heads)
     uses = np.bincount(index.reshape(-1), minlength=len(members))
     kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
-    name, reason = _choose_engine(engine, gpu, members, kinds)
+    name, reason = _choose_engine(engine, gpu, members, kinds, changed)
     pairs = zip(members, kinds, strict=True)
     if name in ("cuda-tile", "cuda-warp"):
         path = name.removeprefix("cuda-")
@@ -267,8 +305,9 @@ def _new_plan(
     elif name == "reference":
         choices = tuple(choose_dense(member) for member in members)
     else:
-        choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
-    plan = Plan(name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason)
+        choices = tuple(choose_cpu(member, kind, pair_by_pair=bool(changed)) for member, kind in pairs)
+    sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
+    plan = Plan(name, pattern, *sizes, index, choices, reason, scores)
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -295,13 +334,13 @@ def _which(index: npt.NDArray[np.int32], lead: tuple[int, ...], heads: int) -> n
 
 
 def _choose_engine(
-    engine: str, gpu: int | None, members: tuple[Pattern, ...], kinds: list[Kind]
+    engine: str, gpu: int | None, members: tuple[Pattern, ...], kinds: list[Kind], changed: tuple[str, ...]
 ) -> tuple[str, str]:
     """Name of the engine and the reason in words."""
     asked = config.default_engine() if engine == "auto" else engine
     if asked == "auto":
         if gpu is not None:
-            return _choose_gpu_engine(gpu, members, kinds)
+            return _choose_gpu_engine(gpu, members, kinds, changed)
         return "cpu", "the CPU engine is the fastest engine on this machine that can run this call"
     if asked not in ENGINES:
         raise EngineError(
@@ -325,7 +364,9 @@ def _choose_engine(
     return asked, "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
 
 
-def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]) -> tuple[str, str]:
+def _choose_gpu_engine(
+    gpu: int, members: tuple[Pattern, ...], kinds: list[Kind], changed: tuple[str, ...]
+) -> tuple[str, str]:
     """The engine whose predicted time over all patterns of a call is the shortest."""
     from .cuda.calls import why_unavailable
 
@@ -333,7 +374,7 @@ def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]
     if why is None:
         one = kinds[0]
         empty = np.zeros((1, 1), np.int32)
-        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0)
+        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0, changed)
         why = "; ".join(_engine("cuda-tile").why_not(request)) or None
     if why is not None:
         return "cuda-warp", f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
@@ -388,11 +429,15 @@ class _ReferenceEngine:
             return masks[0]
         return masks[request.which.reshape(*lead, request.heads)]
 
-    def forward(self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    def forward(
+        self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any, changes: Changes | None = None
+    ) -> None:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        result, result_lse = reference.forward(q, k, v, mask, request.scale)
+        dense = [made for made, _ in dense_steps(request, changes)]
+        sink = changes.sink if changes else None
+        result, result_lse = reference.forward(q, k, v, mask, request.scale, changes=dense, sink=sink)
         out[...] = result
         if lse is not None:
             lse[...] = result_lse
@@ -409,10 +454,14 @@ class _ReferenceEngine:
         dq: Any,
         dk: Any,
         dv: Any,
-    ) -> None:
+        changes: Changes | None = None,
+    ) -> list[Any]:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        gradients = reference.backward(dout, q, k, v, mask, request.scale)
+        dense = dense_steps(request, changes)
+        settings: Any = {"changes": [made for made, _ in dense], "sink": changes.sink if changes else None}
+        *gradients, found, _ = reference.backward_of_changes(dout, q, k, v, mask, request.scale, **settings)
         for target, gradient in zip((dq, dk, dv), gradients, strict=True):
             target[...] = gradient
+        return [collect(gradient) for (_, collect), gradient in zip(dense, found, strict=True)]

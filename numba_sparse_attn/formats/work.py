@@ -37,6 +37,8 @@ class Request:
         float16, bfloat16 (ml_dtypes), float32 or float64; of q, k, v, out and the gradients.
     scale : float
         Factor on q k^T before the softmax.
+    changed : tuple of str
+        Kinds of the changes that an engine applies to scores; their numbers come with each call.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -52,6 +54,7 @@ class Request:
     value_dim: int
     dtype: np.dtype[Any]
     scale: float
+    changed: tuple[str, ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
