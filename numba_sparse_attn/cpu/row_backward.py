@@ -21,7 +21,7 @@ from .gather import gather_axpy, gather_dot, gather_elements, multiply, probabil
 from .operands import aligned_empty, shares
 from .row_changes import (
     STEP_ROOM,
-    PairGradients,
+    PairRoom,
     change_scores,
     list_columns_of,
     room_for,
@@ -424,7 +424,7 @@ def backward_rows(
     pairs = None
     if changes is not None:
         scratch_size += LISTED + len(changes.steps) * STEP_ROOM
-        pairs = PairGradients(request, changes)
+        pairs = PairRoom(request, changes)
 
     def differentiate(wave: Wave) -> None:
         rows = join(k, v, wave.key_heads, wave.pairs, key_space, accumulator)

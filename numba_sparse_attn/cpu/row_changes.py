@@ -23,8 +23,9 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from ..formats.changes import Changes, Function, PairBias, Relative, Slopes, SoftCap
+from ..formats.pair_gradients import PairGradients
 from ..formats.work import Request
-from ..jit import compiled_by_user, inlined, kernel
+from ..jit import compiled_by_user, inlined
 from .elements import FLOAT32, load_row, store_row
 from .gather import gather_elements
 from .lists import read_int32, read_int64
@@ -34,7 +35,7 @@ from .vector import INT64, VOID, address_of, pointer
 
 __all__ = [
     "STEP_ROOM",
-    "PairGradients",
+    "PairRoom",
     "change_scores",
     "list_columns_of",
     "room_for",
@@ -200,9 +201,7 @@ class Settings:
     hold: list[Any]
 
 
-def settings_of(
-    request: Request, changes: Changes, wave: Wave, pairs: PairGradients | None = None
-) -> Settings:
+def settings_of(request: Request, changes: Changes, wave: Wave, pairs: PairRoom | None = None) -> Settings:
     """int64 [heads of the wave, steps, _COLUMNS] for the kernels."""
     kind = request.accumulator
     table = np.zeros((wave.heads.size, len(changes.steps), _COLUMNS), np.int64)
@@ -240,27 +239,25 @@ def room_for(settings: Settings | None) -> Any:
     return (None, None) if settings is None else np.empty((2, LISTED), np.int64)
 
 
-class PairGradients:
-    """Gradients of parameters: room for those of the pairs of a wave, and what they have added up to.
+class PairRoom:
+    """Room for what the pairs of a wave contribute to gradients of numbers, and what that adds up to.
 
     Waves follow each other, and within a wave heads do, so that all sums are formed in one order.
     """
 
     def __init__(self, request: Request, changes: Changes) -> None:
-        self._request, self._changes = request, changes
+        self._request = request
+        self._sums = PairGradients(request, changes)
         self._room = {
             number: np.empty(0, request.accumulator)
             for number, step in enumerate(changes.steps)
             if step.wanted
         }
-        self.totals: list[npt.NDArray[Any] | None] = [
-            np.zeros(self._size(step), np.float64) if step.wanted else None for step in changes.steps
-        ]
 
-    @staticmethod
-    def _size(step: Any) -> int:
-        parameters = step.data if isinstance(step, PairBias) else getattr(step, "slopes", None)
-        return int((step.table if parameters is None else parameters).size)
+    @property
+    def totals(self) -> list[npt.NDArray[Any] | None]:
+        """Gradients of the numbers of every step."""
+        return self._sums.totals
 
     @property
     def bytes_per_head(self) -> int:
@@ -269,50 +266,19 @@ class PairGradients:
         return len(self._room) * most * self._request.accumulator.itemsize
 
     def addresses(self, number: int, wave: Wave) -> npt.NDArray[np.int64]:
-        """Where the pairs of every head of a wave write."""
-        ends = np.cumsum([csr.nnz for csr in wave.lists])
+        """Where the pairs of every head of a wave write what they contribute to a step."""
         if wave.pairs > self._room[number].size:
             self._room[number] = aligned_empty(wave.pairs, self._request.accumulator)
-        starts = np.concatenate(([0], ends[:-1])) if ends.size else ends
-        return _address(self._room[number]) + self._request.accumulator.itemsize * starts.astype(np.int64)
+        lengths = np.array([csr.nnz for csr in wave.lists], np.int64)
+        return _address(self._room[number]) + self._request.accumulator.itemsize * (
+            np.cumsum(lengths) - lengths
+        )
 
     def add(self, wave: Wave) -> None:
         """Add up what the pairs of a wave have written."""
         start = 0
         for flat, csr in zip(wave.heads.tolist(), wave.lists, strict=True):
-            for number, room in self._room.items():
-                step, total = self._changes.steps[number], self.totals[number]
-                assert total is not None
-                found = room[start : start + csr.nnz]
-                head = flat % self._request.heads
-                if isinstance(step, PairBias):
-                    begin = int(step.starts[flat])
-                    total[begin : begin + csr.nnz] += found
-                elif isinstance(step, Slopes):
-                    _add_distances(csr.indptr, csr.indices, found, step.offset, head, total)
-                elif isinstance(step, Relative):
-                    begin = int(step.starts[head])
-                    table = total[begin : begin + step.size]
-                    _add_places(csr.indptr, csr.indices, found, step.query_places, step.key_places, table)
+            span = slice(start, start + csr.nnz)
+            rooms = [self._room.get(number) for number in range(len(self.totals))]
+            self._sums.add(flat, csr, [None if room is None else room[span] for room in rooms])
             start += csr.nnz
-
-
-@kernel
-def _add_distances(indptr, indices, gradients, offset, head, total):
-    """Gradient of a head's slope."""
-    for row in range(len(indptr) - 1):
-        part = 0.0
-        for position in range(indptr[row], indptr[row + 1]):
-            part += np.float64(gradients[position]) * abs(row + offset - np.int64(indices[position]))
-        total[head] -= part
-
-
-@kernel
-def _add_places(indptr, indices, gradients, query_places, key_places, table):
-    """Gradient of a head's table."""
-    last = len(table) - 1
-    for row in range(len(indptr) - 1):
-        mine = query_places[row]
-        for position in range(indptr[row], indptr[row + 1]):
-            place = min(max(mine - key_places[indices[position]], 0), last)
-            table[place] += gradients[position]

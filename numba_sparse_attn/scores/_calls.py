@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..formats.changes import Changes, PairBias, Relative, Slopes
+from ..formats.changes import Changes
+from ..formats.pair_gradients import numbers_of
 from ..formats.work import Request
 from ._change import Change
 from .modify import Modification
@@ -69,18 +70,8 @@ def gradients_of(
         if not change.learnable:
             results.append(None)
         else:
-            total = found[number] if found else np.zeros(_size(changes[0].steps[number]))
+            total = found[number] if found else np.zeros(numbers_of(changes[0].steps[number]))
             assert total is not None
             results.append(change.gradient(total, request))
         number += 1
     return tuple(results)
-
-
-def _size(step: Any) -> int:
-    """How many numbers a step has."""
-    if isinstance(step, PairBias):
-        return int(step.data.size)
-    if isinstance(step, Slopes):
-        return int(step.slopes.size)
-    assert isinstance(step, Relative)
-    return int(step.table.size)
