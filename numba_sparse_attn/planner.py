@@ -17,13 +17,13 @@ import numpy.typing as npt
 from . import arrays, config
 from .choices import Choice, Kind, choose_cpu, choose_dense, choose_gpu, predict_gpu
 from .errors import EngineError, ShapeError
-from .formats.changes import Changes
+from .formats.changes import Changes, Scored
 from .formats.csr import Csr
 from .formats.tiles import TILE
 from .formats.work import Request
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
-from .scores._calls import gradients_of, kinds_of, require_derivatives, sink_of, steps_of
+from .scores._calls import CallScores, kinds_of
 from .scores._change import Change
 from .scores._dense import dense_steps
 from .scores.sink import sink_gradient, with_sink
@@ -38,6 +38,8 @@ _REQUESTS_KEPT = 64
 
 #: Plans that a pattern keeps.
 _PLANS_KEPT = 32
+#: What becomes of scores that nobody changes.
+_UNCHANGED = Scored((), None, False)
 #: Largest mask that the reference engine builds, in bytes.
 _REFERENCE_LIMIT = 1 << 31
 
@@ -81,21 +83,22 @@ class Plan:
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
-            return calls.forward(self._module, self._request, q, k, v, return_lse=return_lse, out=out)
+            settings: Any = {"return_lse": return_lse, "out": out, "scores": self._call_scores}
+            return calls.forward(self._module, self._request, q, k, v, **settings)
         q, k, v = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
         out = arrays.output_array(out, (*q.shape[:-1], v.shape[-1]), q.dtype, (q, k, v))
-        sink = sink_of(self.scores)
-        lse = np.empty(q.shape[:-1], request.accumulator) if return_lse or sink else None
+        scored = self._call_scores.of(request, dimensions.lead) if self._call_scores else _UNCHANGED
+        lse_wanted = return_lse or scored.sink is not None
+        lse = np.empty(q.shape[:-1], request.accumulator) if lse_wanted else None
         flat = dimensions.flat
         views: list[Any] = [arrays.with_heads_axis(array, flat) for array in (q, k, v, out)]
         views.append(None if lse is None else arrays.with_heads_axis(lse, flat))
-        changes = steps_of(self.scores, request, dimensions.lead, self.engine)
         if out.size or (lse is not None and lse.size):
-            self._module.forward(request, *views, *changes)
-        if sink and self.engine != "reference":
-            with_sink(views[3], views[4], sink.column(self.heads, request.accumulator))
+            self._module.forward(request, *views, *scored.changes)
+        if scored.sink is not None:
+            with_sink(views[3], views[4], scored.sink)
         return (out, lse) if return_lse else out
 
     def backward(self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> tuple[Any, ...]:
@@ -103,11 +106,13 @@ class Plan:
 
         Arguments as in :func:`numba_sparse_attn.sparse_attention_backward`.
         """
-        require_derivatives(self.scores)
+        scores = self._call_scores
+        if scores:
+            scores.require_derivatives()
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
-            return calls.backward(self._module, self._request, dout, q, k, v, out, lse)
+            return calls.backward(self._module, self._request, dout, q, k, v, out, lse, scores)
         q, k, v = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
@@ -119,18 +124,18 @@ class Plan:
         views = [
             arrays.with_heads_axis(array, dimensions.flat) for array in (dout, q, k, v, out, lse, dq, dk, dv)
         ]
-        changes = steps_of(self.scores, request, dimensions.lead, self.engine)
+        scored = scores.of(request, dimensions.lead) if scores else _UNCHANGED
         found: Any = []
         if request.batch:
-            found = self._module.backward(request, *views, *changes)
-        if not any(change.learnable for change in self.scores):
+            found = self._module.backward(request, *views, *scored.changes)
+        if not scores:
             return dq, dk, dv
-        sink, of_sink = sink_of(self.scores), None
-        if sink and sink.learnable:
-            of_sink = sink_gradient(
-                views[0], views[4], views[5], sink.column(self.heads, request.accumulator)
-            )
-        return dq, dk, dv, gradients_of(self.scores, request, changes, found, of_sink)
+        of_sink = None
+        if scored.sink_learns:
+            logits = scored.sink if scored.sink is not None else scored.changes[0].sink
+            assert logits is not None
+            of_sink = sink_gradient(views[0], views[4], views[5], logits)
+        return dq, dk, dv, *scores.learnt(request, scored, found, of_sink)
 
     def with_scores(self, scores: tuple[Change, ...]) -> Plan:
         """The same plan with other numbers in changes of the same kinds; keeps what engines remember."""
@@ -183,6 +188,10 @@ class Plan:
     @property
     def _module(self) -> Any:
         return _engine(self.engine)
+
+    @property
+    def _call_scores(self) -> CallScores | None:
+        return CallScores(self.scores, self.engine) if self.scores else None
 
     def _request(self, dimensions: arrays.Dimensions) -> Request:
         """The engine's view of a call: the same object for equal dimensions, since engines keep things in it.

@@ -37,14 +37,19 @@ ALLOWED = {
     "config": {"errors"},
     "jit": {"config", "errors"},
     "reference": set(),
+    "reference_scores": set(),
     "formats": BASE,
     "patterns": HOST,
     "arrays": HOST,
     # Selections by content read q and k and give patterns: below plans and engines, like patterns.
     "dynamic": HOST | {"arrays", "patterns"},
+    # What users say of scores, and what engines and the oracle are told: below plans, like patterns.
+    "scores": HOST | {"arrays", "reference_scores"},
     "cpu": HOST,
     "cuda": HOST,
-    "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays", "cuda.launch"},
+    "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays", "cuda.launch", "cuda.changes", "cuda.sinks"},
+    "cuda.changes": HOST | DEVICE_ARRAYS,
+    "cuda.sinks": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.launch"},
     "cuda.ptx": {"errors"},
     "cuda.device": HOST | {"cuda.ptx"},
     "cuda.launch": HOST | {"cuda.streams"},
@@ -54,12 +59,22 @@ ALLOWED = {
     "cuda.interchange": HOST | DEVICE_ARRAYS,
     "cuda.memory": HOST | DEVICE_ARRAYS,
     "cuda.staging": HOST | DEVICE_ARRAYS,
-    "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
+    "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "choices": HOST | {"patterns"},
     "planner": HOST
-    | {"arrays", "choices", "patterns", "cpu", "cuda", "cuda.calls", "cuda.interchange", "reference"},
-    "api": HOST | {"arrays", "patterns", "planner"},
+    | {
+        "arrays",
+        "choices",
+        "patterns",
+        "scores",
+        "cpu",
+        "cuda",
+        "cuda.calls",
+        "cuda.interchange",
+        "reference",
+    },
+    "api": HOST | {"arrays", "patterns", "planner", "scores"},
     "plot": HOST | {"patterns", "planner", "api"},
     # A result of analysis can draw itself, so it knows plot; plot draws numbers and knows no analysis.
     "analysis": HOST | {"arrays", "patterns", "planner", "api", "plot"},
@@ -69,7 +84,7 @@ ALLOWED = {
     "merging": HOST | {"arrays"},
     # Weights are checked like a measure of analysis, and computed by a kernel of the CPU engine.
     "weights": HOST | {"arrays", "patterns", "analysis", "cpu"},
-    "__init__": HOST | {"arrays", "patterns", "planner", "api", "merging", "weights"},
+    "__init__": HOST | {"arrays", "patterns", "planner", "api", "merging", "scores", "weights"},
     "testing": HOST | {"arrays", "patterns", "planner", "api", "reference"},
 }
 ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference"}
@@ -248,7 +263,16 @@ def test_every_engine_has_the_same_three_names(engine: str) -> None:
 def public_functions() -> dict[str, object]:
     """Functions that a user is shown: those in the ``__all__`` of the package and of its namespaces."""
     found = {}
-    for module_name in ("", ".patterns", ".formats", ".dynamic", ".testing", ".reference", ".plot"):
+    for module_name in (
+        "",
+        ".patterns",
+        ".formats",
+        ".dynamic",
+        ".scores",
+        ".testing",
+        ".reference",
+        ".plot",
+    ):
         module = importlib.import_module("numba_sparse_attn" + module_name)
         for name in module.__all__:
             thing = getattr(module, name)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Changes", "Function", "PairBias", "Relative", "Slopes", "SoftCap", "Step"]
+__all__ = ["Changes", "Function", "PairBias", "Relative", "Scored", "Slopes", "SoftCap", "Step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +99,22 @@ class Changes:
 
     steps: tuple[Step, ...]
     sink: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What becomes of the scores of one call.
+
+    Attributes
+    ----------
+    changes : tuple of Changes
+        What the engine is handed behind the arrays: one item or none.
+    sink : array (heads,) or None
+        Logits, in the accumulator's type, of a sink that has its share of what the engine returns.
+    sink_learns : bool
+        Whether somebody asks for the gradient of the logits.
+    """
+
+    changes: tuple[Changes, ...]
+    sink: npt.NDArray[Any] | None
+    sink_learns: bool

@@ -37,15 +37,15 @@ class Sink(Change):
     def step(self, request: Request, lead: tuple[int, ...]) -> Step:
         raise AssertionError("a sink is no step of a kernel")
 
-    def column(self, heads: int, accumulator: np.dtype[Any]) -> _Array:
-        """A logit for every head, to stand beside lse."""
+    def logits_of(self, heads: int, accumulator: np.dtype[Any]) -> _Array:
+        """A logit for every head."""
         if self.logits.size not in (1, heads):
             raise ShapeError(
                 f"sink logits of {self.logits.size} heads for {heads} query heads",
                 "one logit, or one a query head",
                 "pass as many",
             )
-        return np.broadcast_to(self.logits.astype(accumulator).reshape(-1), heads)[:, None]
+        return np.broadcast_to(self.logits.astype(accumulator).reshape(-1), heads)
 
     def gradient(self, found: _Array, request: Request) -> _Array:
         if self.logits.size == 1:
@@ -84,6 +84,7 @@ def sink(logits: Any, *, learnable: bool = True) -> Sink:
 
 def with_sink(out: _Array, lse: _Array, logits: _Array) -> None:
     """Let a sink take its share of `out` (..., heads, n_q, d_v), in place; lse becomes that with the sink."""
+    logits = logits[:, None]
     with np.errstate(invalid="ignore"):
         total = np.logaddexp(lse, logits)
         share = np.exp(lse - total)
@@ -98,7 +99,7 @@ def sink_gradient(dout: _Array, out: _Array, lse: _Array, logits: _Array) -> _Ar
 
     A row whose lse is the logit has no keys, or none that counts: its output is 0, whatever `dout` holds.
     """
-    kind = lse.dtype
+    kind, logits = lse.dtype, logits[:, None]
     pull = np.einsum("...d,...d->...", dout.astype(kind, copy=False), out.astype(kind, copy=False))
     alone = lse == logits
     share = np.exp(np.where(alone, 0, logits - np.where(alone, 0, lse)).astype(np.float64))

@@ -26,7 +26,7 @@ from numba_sparse_attn.cuda.warp.forward import make_forward
 from numba_sparse_attn.cuda.warp.merge import make_add, make_merge
 from numba_sparse_attn.cuda.warp.schedule import PART_KEYS
 from numba_sparse_attn.formats import Csr, from_mask
-from numba_sparse_attn.scores._calls import gradients_of, steps_of
+from numba_sparse_attn.scores._calls import CallScores
 from numba_sparse_attn.testing import (
     DTYPES,
     assert_margins_untouched,
@@ -106,17 +106,17 @@ def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.n
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
     request = request_for(problem, structures)
-    changes = steps_of(scores, request, q.shape[:-3], "cuda-warp")
+    scored = CallScores(scores, "cuda-warp").of(request, q.shape[:-3])
     engine = SimulatedEngine(part_keys) if engine is None else engine
     shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
     results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
     results["lse"] = surrounded(nan_filled(q.shape[:-1], problem.accumulator))
     forward = {name: results.pop(name) for name in ("out", "lse")}
-    engine.forward(request, q, k, v, **forward, changes=changes)
+    engine.forward(request, q, k, v, **forward, changes=scored.changes)
     learnt = ()
     if gradients:
-        found = engine.backward(request, dout, q, k, v, **forward, **results, changes=changes)
-        learnt = gradients_of(scores, request, changes, found, None)
+        found = engine.backward(request, dout, q, k, v, **forward, **results, changes=scored.changes)
+        learnt = sum(CallScores(scores, "cuda-warp").learnt(request, scored, found, None), ())
         forward |= results
     for array in forward.values():
         assert_margins_untouched(array)

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import EngineError
 from ...formats.csr import Csr
 from ...formats.work import Request
 from .. import memory, streams
 from ..changes import DeviceChanges
 from ..launch import launch, load_kernel
-from ..view import DeviceView, merged_stride
+from ..view import DeviceView, Operand, batch_parts, require_contiguous
 from .backward import (
     KEY_SIGNATURE,
     KEY_STEPS,
@@ -45,9 +44,6 @@ _MOST_ROWS_OF_BLOCKS = 65_535
 #: Different layouts of arrays whose launches are remembered for a call.
 _LAYOUTS_KEPT = 64
 
-#: Address and (batch, head, row, column) strides in bytes.
-_Operand = tuple[int, tuple[int, ...]]
-
 
 def why_not(request: Request) -> list[str]:
     """Reasons why the engine cannot run a call; empty when it can.
@@ -67,31 +63,6 @@ def why_not(request: Request) -> list[str]:
     if not all(isinstance(structure, Csr) for structure in request.structures):
         reasons.append("structures other than Csr; the warp engine takes CSR rows")
     return reasons
-
-
-# Batch elements ---------------------------------------------------------------------------------------------
-
-
-def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[_Operand, ...]]]:
-    """(first batch element, how many, operands): all at once if the axes before heads merge in every
-    array, else one by one. Addresses are relative to the arrays'.
-    """
-    lead = arrays[0].shape[:-3]
-    merged = [merged_stride(lead, array.strides[:-3]) for array in arrays]
-    if None not in merged:
-        pairs = zip(arrays, merged, strict=True)
-        yield (
-            0,
-            math.prod(lead),
-            tuple((0, (int(stride or 0), *array.strides[-3:])) for array, stride in pairs),
-        )
-        return
-    for first, place in enumerate(np.ndindex(lead)):
-        operands = []
-        for array in arrays:
-            offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
-            operands.append((offset, (0, *array.strides[-3:])))
-        yield first, 1, tuple(operands)
 
 
 # Launches ---------------------------------------------------------------------------------------------------
@@ -237,7 +208,7 @@ def _prepare_forward(
     lse_head = request.n_q * real
     launches: list[_Launch] = []
     scratch_bytes = 0
-    for first, length, operands in _parts(arrays):
+    for first, length, operands in batch_parts(arrays):
         offsets = [operand[0] for operand in operands]
         strides = [stride for operand in operands for stride in operand[1]]
         which = request.which[first : first + length].reshape(-1)
@@ -315,20 +286,11 @@ def backward(
     layout = "backward", aligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays], kinds
     prepared = request.memo.get(layout)
     if prepared is None:
-        _require_contiguous(lse)
+        require_contiguous(lse)
         prepared = _keep(request, layout, _prepare_backward(request, arrays, aligned, changes))
     addresses.append(lse.address)
     addresses.append(changes.settings if changes else 0)
     _run(prepared, addresses, dq)
-
-
-def _require_contiguous(lse: DeviceView) -> None:
-    if lse.size and merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
-        raise EngineError(
-            f"lse with shape {lse.shape} and strides {lse.strides}, on the GPU",
-            "a contiguous lse, as the forward pass returns it",
-            "copy it to a contiguous array",
-        )
 
 
 class _Pass(NamedTuple):
@@ -337,7 +299,7 @@ class _Pass(NamedTuple):
     request: Request
     arrays: tuple[DeviceView, ...]
     aligned: bool
-    operands: tuple[_Operand, ...]
+    operands: tuple[Operand, ...]
     row_offset: int  # of lse and delta
     delta_bytes: int
     changes: DeviceChanges | None
@@ -376,7 +338,7 @@ def _prepare_backward(
     # delta lies at the beginning of the temporary memory, partial sums behind it.
     delta_bytes = -(-request.which.size * lse_head // 256) * 256
     partial_bytes = 0
-    for first, length, operands in _parts(arrays):
+    for first, length, operands in batch_parts(arrays):
         row_offset = first * request.heads * lse_head
         one = _Pass(request, arrays, aligned, operands, row_offset, delta_bytes, changes)
         which = request.which[first : first + length]
