@@ -107,23 +107,22 @@ def _syntax_of(function: types.FunctionType) -> ast.FunctionDef | ast.Lambda:
             if first == code.co_firstlineno:
                 found.append(node)
         elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>" and _holds(node, code):
-            found.append(node)
+            found = [node]  # the tree is walked from outside in: a lambda inside of a lambda comes later
     if len(found) != 1:
         raise NotDerived("its source is not found, or not the one it was compiled from; pass derivative=")
     return found[0]
 
 
 def _holds(node: ast.Lambda, code: types.CodeType) -> bool:
-    """Whether a lambda's body is where the code says that it comes from."""
-    if node.lineno != code.co_firstlineno:
-        return False
+    """Whether all of a code's instructions come from a lambda's body."""
     body = node.body
+    begin, end = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
     places = [
-        (line, column, end_line, end_column)
+        ((line, column), (end_line, end_column))
         for line, end_line, column, end_column in code.co_positions()
         if None not in (line, end_line, column, end_column) and (line, column) != (end_line, end_column)
     ]
-    return (body.lineno, body.col_offset, body.end_lineno, body.end_col_offset) in places
+    return bool(places) and all(begin <= first and last <= end for first, last in places)
 
 
 def _expression(text: str, **parts: ast.expr) -> ast.expr:

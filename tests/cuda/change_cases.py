@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
+from numba import cuda
 
-from numba_sparse_attn import scores
-from numba_sparse_attn.reference_scores import DenseRelative
+from numba_sparse_attn import reference, scores
+from numba_sparse_attn.cuda import sinks
+from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.scores.sink import sink_gradient, with_sink
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
 
 from ..scores.twins import EVERY
@@ -17,9 +23,9 @@ from .simulator_cases import RUNS, one_core
 
 __all__ = ["one_core"]
 
-MASK = np.array(
-    [[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0, 0]], bool
-)
+MASK = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 1, 0, 1]], bool)
+#: What a bias is for the tests here: one a head, whose gradient has a place for every pair.
+NAMES = [name for name in EVERY if name != "bias for all"]
 
 
 def problem_with(names, mask, heads, **sizes):
@@ -49,8 +55,9 @@ def as_matrices(gradient, problem, shape):
     return dense
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "bias for all"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), zip(NAMES, ["float16", "float64", "bfloat16", "float32", "float16"], strict=True)
+)
 def test_every_change(name, dtype):
     problem, changes = problem_with([name], MASK, 2, kv_heads=1, head_dim=8, dtype=DTYPES[dtype])
     check(problem, changes)
@@ -58,15 +65,13 @@ def test_every_change(name, dtype):
 
 @pytest.mark.parametrize("part_keys", [2, 100])
 def test_all_of_them_in_a_row(part_keys):
-    names = [name for name in EVERY if name != "bias for all"]
-    problem, changes = problem_with(names, MASK, 2, kv_heads=2, head_dim=5, value_dim=3)
+    problem, changes = problem_with(NAMES, MASK, 2, kv_heads=2, head_dim=5, value_dim=3)
     check(problem, changes, part_keys=part_keys)
 
 
-@pytest.mark.parametrize("name", ["bias by head", "relative", "alibi"])
-def test_patterns_that_differ_inside_of_a_group(name):
+def test_patterns_that_differ_inside_of_a_group():
     masks = np.stack([MASK, ~MASK, MASK & False, MASK | True])
-    problem, changes = problem_with([name], masks, 4, kv_heads=2, head_dim=8)
+    problem, changes = problem_with(["bias by head", "relative", "alibi"], masks, 4, kv_heads=2, head_dim=8)
     check(problem, changes)
 
 
@@ -75,16 +80,15 @@ def test_batches_share_numbers():
     check(problem, changes)
 
 
-@pytest.mark.parametrize("name", ["alibi", "softcap", "modify", "relative", "bias by head"])
-def test_runs_are_staged_where_nobody_asks_for_entries(name):
-    problem, changes = problem_with([name], RUNS, 1, head_dim=16, dtype=DTYPES["float16"])
+@pytest.mark.parametrize("names", [["alibi", "softcap", "modify", "relative"], ["bias by head"]])
+def test_runs_are_staged_where_nobody_asks_for_entries(names):
+    problem, changes = problem_with(names, RUNS[:2], 1, head_dim=16, dtype=DTYPES["float16"])
     for change in changes:
-        change.learnable = name == "bias by head"
+        change.learnable = False
     engine = SimulatedEngine()
     found = run(problem, structures_of(problem), scores=changes, engine=engine)
-    found.pop("dscores0", None)
     budget_for(problem).check(**found)
-    assert any(made.startswith("shared") for made in engine.launched) == (name != "bias by head")
+    assert any(made.startswith("shared") for made in engine.launched) == (len(names) > 1)
 
 
 def test_a_bias_of_zeros_changes_no_bit():
@@ -95,15 +99,61 @@ def test_a_bias_of_zeros_changes_no_bit():
     assert all(found[name].tobytes() == plain[name].tobytes() for name in plain)
 
 
-def test_a_grid():
-    mask = np.random.default_rng(0).random((6, 6)) < 0.6
-    table = np.random.default_rng(1).standard_normal((2, 3, 5)).astype(np.float32)
-    coordinates = np.stack(np.unravel_index(np.arange(6), (2, 3)), axis=-1)
-    difference = coordinates[:, None] - coordinates + np.array([1, 2])
-    twin = DenseRelative(
-        table.reshape(2, -1), np.ravel_multi_index(tuple(np.moveaxis(difference, -1, 0)), (3, 5))
+# Sinks
+
+
+def view_of(array):
+    return DeviceView(array.ctypes.data, array.shape, array.strides, array.dtype, 0, 0, "other", array)
+
+
+@pytest.fixture
+def simulated_sinks(monkeypatch):
+    """``cuda/sinks.py`` with its kernels in the simulator, on host memory."""
+    kept = []
+
+    def copied(array, device, stream):
+        kept.append(array)
+        return view_of(array)
+
+    def room(nbytes, device, stream):
+        kept.append(np.full(nbytes // 8 + 1, np.nan))
+        return view_of(kept[-1])
+
+    def launched(kernel, grid, threads, stream, arguments):
+        make, kind, signature = kernel
+        typed = [one(argument) for one, argument in zip(signature.args, arguments, strict=True)]
+        cuda.jit(make(kind))[grid, threads](*typed)
+
+    def fetched(view, array, stream):
+        array[...] = view.owner.owner[: array.size]
+
+    monkeypatch.setattr(
+        sinks, "load_kernel", lambda make, kind, signature, threads, device: (make, kind, signature)
     )
-    problem = replace(random_problem(mask, heads=2, head_dim=8), changes=(twin,))
-    found = run(problem, structures_of(problem), scores=(scores.relative(table, (2, 3)),))
-    gradient = found.pop("dscores0").reshape(2, -1)
-    budget_for(problem).check(**found, dchange0=gradient)
+    monkeypatch.setattr(sinks, "launch", launched)
+    monkeypatch.setattr(sinks, "streams", mock.MagicMock())
+    monkeypatch.setattr(sinks, "staging", SimpleNamespace(to_device=copied, to_host=fetched))
+    monkeypatch.setattr(sinks, "memory", SimpleNamespace(scratch=room))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("merges", [True, False])
+def test_sinks(dtype, merges, simulated_sinks):
+    """The same as on the host, for rows without keys, infinite logits and batches that no stride reaches."""
+    batch = (2,) if merges else (2, 2)
+    problem = random_problem(MASK, heads=3, head_dim=8, value_dim=5, batch=batch, dtype=DTYPES[dtype])
+    logits = np.array([0.5, -np.inf, 4.0], problem.accumulator)
+    out, lse = (array.copy() for array in reference.forward(*problem.arrays[:3], MASK, problem.scale))
+    out, lse = out.astype(problem.dtype), lse.astype(problem.accumulator)
+    dout = problem.dout
+    if not merges:
+        out, dout = (np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1) for array in (out, dout))
+    expected, expected_lse = np.array(out), lse.copy()
+    with_sink(expected, expected_lse, logits)
+    sinks.add_sink(view_of(out), view_of(lse), logits)
+    eps = 4 * float(ml_dtypes.finfo(problem.dtype).eps)
+    np.testing.assert_allclose(out.astype(float), expected.astype(float), rtol=eps, atol=eps)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
+    assert (out[..., 1, :] == 0).all() and (lse[..., 1] == logits).all()
+    gradient = sinks.sink_gradient(view_of(dout), view_of(out), view_of(lse), logits)
+    np.testing.assert_allclose(gradient, sink_gradient(dout, out, lse, logits), rtol=1e-5, atol=1e-6)
