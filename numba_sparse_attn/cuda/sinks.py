@@ -20,7 +20,16 @@ from .device import lanes as device
 from .launch import launch, load_kernel
 from .view import DeviceView, batch_parts
 
-__all__ = ["GRADIENT_SIGNATURE", "SHARE_SIGNATURE", "SUM_SIGNATURE", "add_sink", "sink_gradient"]
+__all__ = [
+    "GRADIENT_SIGNATURE",
+    "SHARE_SIGNATURE",
+    "SUM_SIGNATURE",
+    "add_sink",
+    "make_share",
+    "make_sum",
+    "make_terms",
+    "sink_gradient",
+]
 
 _WARPS = 4
 _THREADS = 32 * _WARPS
