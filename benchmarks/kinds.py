@@ -94,6 +94,8 @@ class AttentionCase:
         Also time our own engine on these patterns, in the same turns.
     paths : bool
         Also time the tile path and the row path, whatever the planner would choose: on a GPU, its engines.
+    changes : tuple of str
+        Also time our own engine with scores changed, by these names of :mod:`benchmarks.score_changes`.
     energy : bool
         Also take the energy of a call, for seconds on end. On a GPU that counts it only.
     peers : tuple of str
@@ -114,6 +116,7 @@ class AttentionCase:
     dense: bool = True
     beside: tuple[tuple[str, PatternSpec], ...] = ()
     paths: bool = False
+    changes: tuple[str, ...] = ()
     energy: bool = False
     peers: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()
