@@ -225,7 +225,7 @@ def _queue_forward(
         from .sinks import add_sink
 
         whole, sums = _at_least_heads(result, lse)
-        add_sink(whole, sums, sink)
+        add_sink(whole, sums, sink, stream)
     memory.release(in_order, stream)
     return [result, lse] if return_lse and lse is not None else [result]
 
@@ -267,7 +267,7 @@ def _learnt(
         if lse.size:
             require_contiguous(lse)
             dout, out, lse = _at_least_heads(dout, out, lse)
-            of_sink = sink_gradient(dout, out, lse, scored.sink)
+            of_sink = sink_gradient(dout, out, lse, scored.sink, stream)
         else:
             of_sink = np.zeros(request.heads)
     return of_steps, of_sink

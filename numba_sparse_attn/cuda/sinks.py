@@ -162,14 +162,14 @@ def make_sum(kind: str) -> Callable[..., None]:
     return kernel
 
 
-def add_sink(out: DeviceView, lse: DeviceView, logits: npt.NDArray[Any]) -> None:
-    """Queue on the stream of `out` what a sink does to it and to lse, in place.
+def add_sink(out: DeviceView, lse: DeviceView, logits: npt.NDArray[Any], stream_handle: int) -> None:
+    """Queue on a stream, on which `out` is written, what a sink does to it and to lse, in place.
 
     `logits` are (heads,), on the host, in the type of lse, which is contiguous.
     """
     kernel = load_kernel(make_share, out.dtype.name, SHARE_SIGNATURE, _THREADS, out.device)
-    stream = streams.stream_object(out.stream, out.device)
-    numbers = staging.to_device(np.ascontiguousarray(logits), out.device, out.stream)
+    stream = streams.stream_object(stream_handle, out.device)
+    numbers = staging.to_device(np.ascontiguousarray(logits), out.device, stream_handle)
     heads, queries, value_dim = out.shape[-3:]
     for first, count, (place,) in batch_parts((out,)):
         rows = count * heads * queries
@@ -184,10 +184,10 @@ def add_sink(out: DeviceView, lse: DeviceView, logits: npt.NDArray[Any]) -> None
 
 
 def sink_gradient(
-    dout: DeviceView, out: DeviceView, lse: DeviceView, logits: npt.NDArray[Any]
+    dout: DeviceView, out: DeviceView, lse: DeviceView, logits: npt.NDArray[Any], stream_handle: int
 ) -> npt.NDArray[np.float64]:
-    """Gradient of every head's logit, from results with the sink, which are ready on the stream of `out`."""
-    device_number, stream_handle, kind = out.device, out.stream, out.dtype.name
+    """Gradient of every head's logit, from results with the sink, all of them ready on a stream."""
+    device_number, kind = out.device, out.dtype.name
     stream = streams.stream_object(stream_handle, device_number)
     heads, queries, value_dim = out.shape[-3:]
     batch = out.size // max(1, heads * queries * value_dim)

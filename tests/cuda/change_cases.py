@@ -56,7 +56,7 @@ def as_matrices(gradient, problem, shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), zip(NAMES, ["float16", "float64", "bfloat16", "float32", "float16"], strict=True)
+    ("name", "dtype"), list(zip(NAMES, ["float16", "float64", "bfloat16", "float32", "float16"], strict=True))
 )
 def test_every_change(name, dtype):
     problem, changes = problem_with([name], MASK, 2, kv_heads=1, head_dim=8, dtype=DTYPES[dtype])
@@ -150,10 +150,10 @@ def test_sinks(dtype, merges, simulated_sinks):
         out, dout = (np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1) for array in (out, dout))
     expected, expected_lse = np.array(out), lse.copy()
     with_sink(expected, expected_lse, logits)
-    sinks.add_sink(view_of(out), view_of(lse), logits)
+    sinks.add_sink(view_of(out), view_of(lse), logits, 0)
     eps = 4 * float(ml_dtypes.finfo(problem.dtype).eps)
     np.testing.assert_allclose(out.astype(float), expected.astype(float), rtol=eps, atol=eps)
     np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
     assert (out[..., 1, :] == 0).all() and (lse[..., 1] == logits).all()
-    gradient = sinks.sink_gradient(view_of(dout), view_of(out), view_of(lse), logits)
+    gradient = sinks.sink_gradient(view_of(dout), view_of(out), view_of(lse), logits, 0)
     np.testing.assert_allclose(gradient, sink_gradient(dout, out, lse, logits), rtol=1e-5, atol=1e-6)
