@@ -66,7 +66,8 @@ class CallScores:
         number = 0
         for change in self._scores:
             if change is self._sink:
-                results.append(None if of_sink is None else change.gradient(of_sink, request))
+                nothing = np.zeros(request.heads) if of_sink is None else of_sink
+                results.append(change.gradient(nothing, request) if change.learnable else None)
                 continue
             total = None
             if change.learnable:

@@ -14,6 +14,7 @@ from numba import cuda
 from numba_sparse_attn import reference, scores
 from numba_sparse_attn.cuda import sinks
 from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.reference_scores import DenseBias
 from numba_sparse_attn.scores.sink import sink_gradient, with_sink
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
 
@@ -78,6 +79,20 @@ def test_patterns_that_differ_inside_of_a_group():
 def test_batches_share_numbers():
     problem, changes = problem_with(["bias by head", "alibi"], MASK, 2, kv_heads=1, head_dim=8, batch=(2,))
     check(problem, changes)
+
+
+def test_batch_axes_that_no_single_stride_reaches():
+    """Every batch element has a bias of its own, and they are launched one by one."""
+    mask = MASK[:, :4]
+    dense = np.random.default_rng(0).standard_normal((4, 2, *mask.shape)).astype(np.float32)
+    problem = random_problem(mask, batch=(2, 2), heads=2, kv_heads=1, head_dim=8)
+    swapped = [np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1) for array in problem.arrays]
+    problem = replace(problem.with_arrays(*swapped), changes=(DenseBias(dense),))
+    change = scores.bias(dense.reshape(2, 2, 2, *mask.shape)[..., mask])
+    found = run(problem, structures_of(problem), scores=(change,))
+    gradient = np.zeros(dense.shape, np.float32)
+    gradient[..., mask] = found.pop("dscores0").reshape(4, 2, -1)
+    budget_for(problem).check(**found, dchange0=gradient)
 
 
 @pytest.mark.parametrize("names", [["alibi", "softcap", "modify", "relative"], ["bias by head"]])

@@ -221,8 +221,9 @@ def _prepare_forward(
                 continue
             lists, shape = _lists_and_shape(request, csr, arrays, aligned, changes=changes)
             heads = (group.table, group.number, request.heads)
-            rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments, *heads)
-            rest += (request.group, lists.parts, request.head_dim, request.value_dim, *strides)
+            rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
+            rest += (group.table, group.number, first * request.heads, request.heads, request.group)
+            rest += (lists.parts, request.head_dim, request.value_dim, *strides)
             launches.append(
                 _Launch(
                     _loaded(make_forward, shape, FORWARD_SIGNATURE, FORWARD_THREADS, device),
@@ -300,6 +301,7 @@ class _Pass(NamedTuple):
     arrays: tuple[DeviceView, ...]
     aligned: bool
     operands: tuple[Operand, ...]
+    heads_before: int  # in the batch elements before
     row_offset: int  # of lse and delta
     delta_bytes: int
     changes: DeviceChanges | None
@@ -339,8 +341,8 @@ def _prepare_backward(
     delta_bytes = -(-request.which.size * lse_head // 256) * 256
     partial_bytes = 0
     for first, length, operands in batch_parts(arrays):
-        row_offset = first * request.heads * lse_head
-        one = _Pass(request, arrays, aligned, operands, row_offset, delta_bytes, changes)
+        before = first * request.heads
+        one = _Pass(request, arrays, aligned, operands, before, before * lse_head, delta_bytes, changes)
         which = request.which[first : first + length]
         for queue in (_query_launches, _key_launches):
             added, needed = queue(one, which, lse_head)
@@ -361,7 +363,7 @@ def _query_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> 
             continue
         lists, shape = _lists_and_shape(request, csr, one.arrays, one.aligned, changes=one.changes)
         rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
-        rest += (group.table, group.number, request.heads, request.group)
+        rest += (group.table, group.number, one.heads_before, request.heads, request.group)
         rest += (lists.parts, request.head_dim, request.value_dim, *strides, request.scale)
         kernel = _loaded(make_query_backward, shape, QUERY_SIGNATURE, QUERY_THREADS, device)
         grid = _grid(lists.blocks, group.number)
@@ -395,7 +397,7 @@ def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tu
         entries = entries_by_key_of(structures, device) if one.changes and one.changes.by_entry else None
         rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
         rest += (entries.address if entries else 0,)
-        rest += (group.table, group.number, request.kv_heads, request.group)
+        rest += (group.table, group.number, one.heads_before, request.kv_heads, request.group)
         rest += (lists.parts, request.head_dim, request.value_dim, request.n_q, *strides, request.scale)
         shape = replace(shape, steps=KEY_STEPS)
         kernel = _loaded(make_key_backward, shape, KEY_SIGNATURE, KEY_THREADS, device)

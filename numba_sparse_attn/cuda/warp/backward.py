@@ -37,7 +37,7 @@ QUERY_SIGNATURE = types.void(
     *[types.int64] * 10,  # q, k, v, out, dout, dq, lse, delta, workspace, settings of changes (0: none)
     types.int64,  # bytes from one head's lse (and delta) to the next
     *[types.int64] * 5,  # items, indices, spans, runs, bounds
-    *[types.int64] * 4,  # heads of this launch: table or 0; number of heads, heads a batch element, group
+    *[types.int64] * 5,  # heads: table or 0; number, heads before, heads a batch element, group
     *[types.int64] * 3,  # parts, head_dim, value_dim
     *[types.int64] * 24,  # (batch, head, row, column) strides of q, k, v, out, dout, dq in bytes
     types.float64,  # scale
@@ -47,7 +47,7 @@ KEY_SIGNATURE = types.void(
     *[types.int64] * 10,  # q, k, v, dout, dk, dv, lse, delta, workspace, settings of changes (0: none)
     types.int64,  # bytes from one head's lse (and delta) to the next
     *[types.int64] * 6,  # items, indices, spans, runs, bounds, numbers of the entries in their rows
-    *[types.int64] * 4,  # key heads of this launch: table or 0; number, key heads a batch element, group
+    *[types.int64] * 5,  # key heads: table or 0; number, query heads before, key heads a batch element, group
     *[types.int64] * 4,  # parts, head_dim, value_dim, queries
     *[types.int64] * 24,  # (batch, head, row, column) strides of q, k, v, dout, dk, dv in bytes
     types.float64,  # scale
@@ -106,7 +106,7 @@ def make_query_backward(shape: WarpShape) -> Callable[..., None]:
     def kernel(
         q, k, v, out, dout, dq, lse, delta, workspace, settings, lse_head,
         items, indices, spans, runs, bounds,
-        table, heads_here, heads, group, parts, head_dim, value_dim,
+        table, heads_here, heads_before, heads, group, parts, head_dim, value_dim,
         q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,
         v_batch, v_head, v_row, v_column, out_batch, out_head, out_row, out_column,
         dout_batch, dout_head, dout_row, dout_column, dq_batch, dq_head, dq_row, dq_column,
@@ -148,7 +148,7 @@ def make_query_backward(shape: WarpShape) -> Callable[..., None]:
             query[e] *= real(scale * log2_e)
             total[e] = real(0.0)
         where = start_changes(some_row, begin + count)
-        enter_changes(settings, entry, head, where)
+        enter_changes(settings, heads_before + entry, head, where)
         own = (query, incoming, total, scores, slopes, fixed, part == 0, where)
         keys = k + batch * k_batch + key_head * k_head
         values = v + batch * v_batch + key_head * v_head
@@ -243,7 +243,7 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
     def kernel(
         q, k, v, dout, dk, dv, lse, delta, workspace, settings, lse_head,
         items, indices, spans, runs, bounds, entries,
-        table, heads_here, heads, group, parts, head_dim, value_dim, length,
+        table, heads_here, heads_before, heads, group, parts, head_dim, value_dim, length,
         q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,
         v_batch, v_head, v_row, v_column, dout_batch, dout_head, dout_row, dout_column,
         dk_batch, dk_head, dk_row, dk_column, dv_batch, dv_head, dv_row, dv_column,
@@ -292,7 +292,7 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
             incoming = dout + batch * dout_batch + head * dout_head
             rows = (batch * heads * group + head) * lse_head
             at[0], at[1] = lse + rows, delta + rows
-            flat[0], flat[1] = batch * heads * group + head, head
+            flat[0], flat[1] = heads_before + batch * heads * group + head, head
             if not per_pair:
                 enter_changes(settings, flat[0], head, where)
             if shared:

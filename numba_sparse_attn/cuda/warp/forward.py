@@ -29,7 +29,7 @@ FORWARD_SIGNATURE = types.void(
     *[types.int64] * 7,  # q, k, v, out, lse (0: not wanted), workspace, settings of changes (0: none)
     types.int64,  # bytes from one head's lse to the next
     *[types.int64] * 5,  # items, indices, spans, runs, bounds
-    *[types.int64] * 4,  # heads of this launch: table or 0; number of heads, heads a batch element, group
+    *[types.int64] * 5,  # heads: table or 0; number, heads before, heads a batch element, group
     *[types.int64] * 3,  # parts, head_dim, value_dim
     *[types.int64] * 16,  # (batch, head, row, column) strides of q, k, v, out in bytes
     types.float64,  # scale * log2(e)
@@ -96,7 +96,7 @@ def make_forward(shape: WarpShape) -> Callable[..., None]:
 
     def kernel(
         q, k, v, out, lse, workspace, settings, lse_head, items, indices, spans, runs, bounds,
-        table, heads_here, heads, group, parts, head_dim, value_dim,
+        table, heads_here, heads_before, heads, group, parts, head_dim, value_dim,
         q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,
         v_batch, v_head, v_row, v_column, out_batch, out_head, out_row, out_column,
         factor,
@@ -119,7 +119,7 @@ def make_forward(shape: WarpShape) -> Callable[..., None]:
             total[e] = real(0.0)
         softmax[0], softmax[1] = real(lowest), real(0.0)
         where = start_changes(max(row, int64(0)), begin + count)
-        enter_changes(settings, entry, head, where)
+        enter_changes(settings, heads_before + entry, head, where)
         own = (query, total, scores, softmax, where)
         keys = k + batch * k_batch + key_head * k_head
         values = v + batch * v_batch + key_head * v_head
