@@ -13,7 +13,7 @@ from .case_rows import goal_rows, head_of
 from .gate import PEER_SLACK, Gate
 from .kinds import AttentionCase
 from .peers import PEERS, Contender, Prepared
-from .peers.own import DENSE, OwnBeside
+from .peers.own import DENSE, OwnBeside, OwnChanged
 from .rows import OWN, Row
 from .workload import NotHere, Place, Workload, make_workload
 
@@ -135,6 +135,7 @@ def _comparisons(
     speedup: dict[str, float] = {}
     all_pairs: dict[str, float] = {}
     slowdown: dict[str, float] = {}
+    changed: dict[str, float] = {}
     alternatives: dict[str, float] = {}
     found: dict[str, Any] = {"speedup": speedup}
     for name, (contender, prepared) in ready.items():
@@ -145,6 +146,8 @@ def _comparisons(
                 found["efficiency"] = ratio * workload.density
             else:
                 slowdown[contender.label] = 1 / ratio
+        elif isinstance(contender, OwnChanged):
+            changed[contender.change] = ratio
         elif name == "numpy_sgemm":
             assert prepared.flops is not None
             found["share_of_sgemm"] = own["gflops"] / (prepared.flops / timings[name].median / 1e9)
@@ -158,6 +161,8 @@ def _comparisons(
             speedup[name] = ratio
     if slowdown:
         found["slowdown"] = slowdown
+    if changed:
+        found["changed"] = changed
     if alternatives:
         found["alternatives"] = alternatives
         found["over_best"] = 1 / min(alternatives.values())

@@ -386,6 +386,7 @@ def gpu_cases() -> list[Case]:
         *COLD,
         *sweeps.plans(on),
         *sweeps.engine_map(on),
+        *sweeps.score_changes(on),
         *_mesh(),
         *_windows(),
         *(case for n in sweeps.CATALOGUE_LENGTHS for case in sweeps.catalogue(on, n)),

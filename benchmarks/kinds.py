@@ -97,6 +97,8 @@ class AttentionCase:
     orders : bool
         Also time our own engine with tokens as they come, and in the first order that the pattern declares,
         whatever the planner would choose.
+    changes : tuple of str
+        Also time our own engine with scores changed, by these names of :mod:`benchmarks.score_changes`.
     energy : bool
         Also take the energy of a call, for seconds on end. On a GPU that counts it only.
     peers : tuple of str
@@ -118,6 +120,7 @@ class AttentionCase:
     beside: tuple[tuple[str, PatternSpec], ...] = ()
     paths: bool = False
     orders: bool = False
+    changes: tuple[str, ...] = ()
     energy: bool = False
     peers: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()

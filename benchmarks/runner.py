@@ -24,7 +24,7 @@ from .kinds import (
     device_of,
 )
 from .peers import GPU_PEERS, PEERS, Contender, load_peer
-from .peers.own import Own, OwnBeside, OwnPath, own_dense
+from .peers.own import Own, OwnBeside, OwnChanged, OwnPath, own_dense
 from .rows import Row
 from .workload import Host
 
@@ -112,7 +112,8 @@ def expected_seconds(case: Case, field: Field, seconds: float | None) -> float:
         return 0.01
     if isinstance(case, AttentionCase):
         peers = [name for name in case.peers if name in field.peers]
-        contenders = 1 + case.dense + len(case.beside) + 2 * (case.paths + case.orders) + len(peers)
+        contenders = 1 + case.dense + len(case.beside) + len(case.changes) + len(peers)
+        contenders += 2 * (case.paths + case.orders)
         each += ENERGY_SECONDS * case.energy
         check = 0.3 if on_gpu else 1.0
         return contenders * (each + check) + 2.0 + sum(COMPILES.get(name, 0.0) for name in peers)
@@ -170,6 +171,7 @@ def _contenders(case: AttentionCase, field: Field) -> list[Contender]:
     found += [OwnBeside(own, label, spec) for label, spec in case.beside]
     if case.orders:
         found += [replace(own, order=order) for order in ("natural", "declared")]
+    found += [OwnChanged(own, change) for change in case.changes]
     if case.paths and device_of(case) == "gpu":
         found += [replace(own, engine=name) for name in GPU_ENGINES if name != own.name]
     elif case.paths:

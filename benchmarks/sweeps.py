@@ -25,6 +25,7 @@ __all__ = [
     "head_dims",
     "lengths",
     "plans",
+    "score_changes",
     "selections",
 ]
 
@@ -191,3 +192,25 @@ def selections() -> Iterator[SelectCase]:
     for n in SELECTION_LENGTHS:
         for name in SELECTIONS:
             yield SelectCase(f"select/{name}_{n}", name, n)
+
+
+def score_changes(on: Setting) -> Iterator[AttentionCase]:
+    """What changes of scores cost, on a window and on pairs without structure, beside neither."""
+    patterns = (
+        ("window", PatternSpec("sliding_window", {"n": 4096, "window": 128})),
+        ("random_graph", PatternSpec("arbitrary_csr", {"n": 4096, "per_row": 64, "seed": 0})),
+    )
+    for direction in DIRECTIONS:
+        for name, spec in patterns:
+            yield AttentionCase(
+                f"{on.prefix}score/{name}_{direction}",
+                spec,
+                4 * on.heads,
+                4 * on.heads,
+                dtype=on.dtype,
+                direction=direction,
+                dense=False,
+                changes=("alibi", "softcap", "relative", "bias", "learnt_bias", "sink", "function"),
+                device=on.device,
+                engine="auto" if on.device == "cpu" else "cuda-warp",
+            )

@@ -10,7 +10,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import orders, patterns
+from . import orders, patterns, scores
 from .api import (
     create_sparse_mask,
     get_sparse_indices,
@@ -63,6 +63,7 @@ __all__ = [
     "orders",
     "patterns",
     "plan",
+    "scores",
     "sparse_attention",
     "sparse_attention_backward",
     "vjp",

@@ -16,6 +16,7 @@ from .patterns.convert import as_pattern
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
 from .planner import Plan, gpu_views, make_plan
+from .scores._change import as_changes
 
 __all__ = [
     "create_sparse_mask",
@@ -38,6 +39,7 @@ def sparse_attention(
     engine: str = "auto",
     order: Any = "auto",
     out: npt.NDArray[Any] | None = None,
+    scores: Any = None,
 ) -> Any:
     """Exact attention over the selected pairs: ``softmax(scale * q k^T over the pairs) v``.
 
@@ -65,6 +67,8 @@ def sparse_attention(
         your own is followed: see :mod:`numba_sparse_attn.orders`.
     out : array, optional
         Where to write the result.
+    scores : change, or sequence of changes, optional
+        What the scaled scores go through before the softmax: see :mod:`numba_sparse_attn.scores`.
 
     Returns
     -------
@@ -81,7 +85,8 @@ def sparse_attention(
     >>> nsa.sparse_attention(q, k, v, nsa.patterns.causal(4))[0, :, 0].tolist()
     [0.0, 0.5, 1.0, 1.5]
     """
-    return _plan_for(q, k, v, pattern, scale, engine, order)(q, k, v, return_lse=return_lse, out=out)
+    made = _plan_for(q, k, v, pattern, scale, engine, order, scores)
+    return made(q, k, v, return_lse=return_lse, out=out)
 
 
 def sparse_attention_backward(
@@ -96,14 +101,15 @@ def sparse_attention_backward(
     scale: float | None = None,
     engine: str = "auto",
     order: Any = "auto",
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    scores: Any = None,
+) -> tuple[Any, ...]:
     """Gradients of :func:`sparse_attention` with respect to q, k and v.
 
     Parameters
     ----------
     dout : array (..., heads, n_q, d_v)
         Gradient of a scalar with respect to `out`.
-    q, k, v, pattern, scale, engine, order
+    q, k, v, pattern, scale, engine, order, scores
         As in the forward call.
     out, lse : arrays
         What the forward call returned with ``return_lse=True``.
@@ -113,6 +119,8 @@ def sparse_attention_backward(
     dq, dk, dv : arrays
         Shaped and typed like q, k and v. Gradients of grouped query heads are summed. The same bits
         every time, whatever the number of threads.
+    dscores : tuple, only where a change in `scores` learns
+        One item a change: the gradient of its parameters in their form, None for changes that do not learn.
 
     Examples
     --------
@@ -125,7 +133,8 @@ def sparse_attention_backward(
     >>> bool(np.allclose(dv.sum(), out.size))  # every row of weights sums to one
     True
     """
-    return _plan_for(q, k, v, pattern, scale, engine, order).backward(dout, q, k, v, out, lse)
+    made = _plan_for(q, k, v, pattern, scale, engine, order, scores)
+    return made.backward(dout, q, k, v, out, lse)
 
 
 def vjp(
@@ -137,12 +146,13 @@ def vjp(
     scale: float | None = None,
     engine: str = "auto",
     order: Any = "auto",
-) -> tuple[Any, Callable[[Any], tuple[Any, Any, Any]]]:
+    scores: Any = None,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """Attention, and the function that takes gradients back through it: what an autodiff library needs.
 
     Parameters
     ----------
-    q, k, v, pattern, scale, engine, order
+    q, k, v, pattern, scale, engine, order, scores
         As in :func:`sparse_attention`. The arrays are kept, not copied: leave them and `out` as they are
         until the last use of `pullback`.
 
@@ -152,7 +162,8 @@ def vjp(
         As :func:`sparse_attention` returns it.
     pullback : callable
         ``pullback(dout)`` returns (dq, dk, dv), the gradients of ``sum(dout * out)``, as
-        :func:`sparse_attention_backward` does, for any number of `dout`.
+        :func:`sparse_attention_backward` does, for any number of `dout`; with `scores` that learn, a fourth
+        item as there.
 
     Examples
     --------
@@ -164,10 +175,10 @@ def vjp(
     >>> bool(np.isclose((dv * v).sum(), (dout * out).sum()))  # out is linear in v
     True
     """
-    made = _plan_for(q, k, v, pattern, scale, engine, order)
+    made = _plan_for(q, k, v, pattern, scale, engine, order, scores)
     out, lse = made(q, k, v, return_lse=True)
 
-    def pullback(dout: Any) -> tuple[Any, Any, Any]:
+    def pullback(dout: Any) -> tuple[Any, ...]:
         return made.backward(dout, q, k, v, out, lse)
 
     return out, pullback
@@ -185,6 +196,7 @@ def plan(
     engine: str = "auto",
     order: Any = "auto",
     device: str | None = None,
+    scores: Any = None,
 ) -> Plan:
     """Do once what every call with a pattern would do again: check, choose, build.
 
@@ -203,6 +215,8 @@ def plan(
         As in :func:`sparse_attention`.
     device : {None, "cpu", "cuda", "cuda:1", ...}
         Where the arrays lie; None stands for the host, "cuda" for the first GPU.
+    scores : change, or sequence of changes, optional
+        As in :func:`sparse_attention`; with the numbers that they have now.
 
     Returns
     -------
@@ -244,6 +258,7 @@ def plan(
         engine=engine,
         gpu=gpu,
         order=order,
+        scores=as_changes(scores, pattern),
     )
 
 
@@ -327,7 +342,9 @@ def _named(seq_len: int, name: str, kwargs: dict[str, Any]) -> Pattern:
     return made
 
 
-def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, order: Any) -> Plan:
+def _plan_for(
+    q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, order: Any, scores: Any
+) -> Plan:
     """A plan for one call's arrays, after checking them."""
     views = gpu_views(q, k, v)
     gpu = None if views is None else views[0].device
@@ -352,4 +369,5 @@ def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine:
         engine=engine,
         gpu=gpu,
         order=order,
+        scores=as_changes(scores, pattern),
     )

@@ -27,8 +27,9 @@ import numba
 from numba.core import caching, serialize
 
 from . import config
+from .errors import ArgumentError, SparseAttentionError
 
-__all__ = ["for_each", "inlined", "kernel", "source_digest"]
+__all__ = ["compiled_by_user", "for_each", "inlined", "kernel", "reason_of", "source_digest"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Item = TypeVar("_Item")
@@ -135,6 +136,47 @@ def kernel(function: _Function) -> _Function:
 def inlined(function: _Function) -> _Function:
     """Compile a helper of kernels: LLVM inlines it, and it needs no cache entry of its own."""
     return numba.njit(**_OPTIONS)(function)
+
+
+#: Lines of a compiler's message that a refusal quotes, and how lines begin that say nothing.
+_QUOTED_LINES = 8
+_EMPTY_PHRASES = ("Failed in nopython mode", "During:", "[1] During:", "<source")
+
+
+def reason_of(error: BaseException) -> str:
+    """What a compiler says, without its advice on where to report it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(_EMPTY_PHRASES)]
+    return " | ".join(told[:_QUOTED_LINES]) or type(error).__name__
+
+
+def compiled_by_user(
+    function: Callable[..., Any],
+    name: str,
+    refusal: type[SparseAttentionError] = ArgumentError,
+    signature: str | None = None,
+    *,
+    shown: Callable[..., Any] | None = None,
+) -> Any:
+    """A user's function as one that kernels call, or a refusal with Numba's reason.
+
+    With a signature it is compiled at once, without it when a kernel is. It is never kept on disk: what it
+    closes over is a part of it. `shown` is the function that a refusal names, if it is another one.
+    """
+    if not callable(function):
+        raise refusal(f"{name}={function!r}", "a Python function", "pass a function")
+    dispatcher: Any = function if hasattr(function, "py_func") else inlined(function)
+    if signature is not None:
+        try:
+            dispatcher.compile(signature)
+        except Exception as error:  # Numba raises its own and others, whatever the stage
+            called = getattr(shown or function, "__name__", repr(function))
+            raise refusal(
+                f"{name} {called!r}, which Numba does not compile: {reason_of(error)}",
+                "numbers, NumPy and math functions, and arrays that the function closes over",
+                "write it so; https://numba.readthedocs.io lists what is supported",
+            ) from error
+    return dispatcher
 
 
 _pool: ThreadPoolExecutor | None = None

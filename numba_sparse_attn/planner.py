@@ -27,6 +27,7 @@ from .choices import (
     predict_gpu,
 )
 from .errors import EngineError, ShapeError
+from .formats.changes import Changes, Scored
 from .formats.csr import Csr
 from .formats.tiles import TILE
 from .formats.work import Request
@@ -34,6 +35,10 @@ from .ordering import Arrangement, Call, arrange, as_wish, natural
 from .orders.order import Order
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
+from .scores._calls import CallScores, kinds_of
+from .scores._change import Change
+from .scores._dense import dense_steps
+from .scores.sink import sink_gradient, with_sink
 
 __all__ = ["ENGINES", "Plan", "gpu_views", "make_plan"]
 
@@ -45,6 +50,8 @@ _REQUESTS_KEPT = 64
 
 #: Plans that a pattern keeps.
 _PLANS_KEPT = 32
+#: What becomes of scores that nobody changes.
+_UNCHANGED = Scored((), None, False)
 #: Largest mask that the reference engine builds, in bytes.
 _REFERENCE_LIMIT = 1 << 31
 
@@ -63,6 +70,8 @@ class Plan:
         In which order tokens are computed, one for every distinct pattern; none if they stay where they are.
     fold : int
         Into how many classes by their number tokens fall that are computed on their own, where they lie.
+    scores : tuple of Change
+        What scores go through before the softmax.
     """
 
     engine: str
@@ -79,6 +88,7 @@ class Plan:
     _choices: tuple[Choice, ...]
     _reason: str
     _order_reason: str
+    scores: tuple[Change, ...] = ()
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,26 +102,36 @@ class Plan:
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
-            return calls.forward(self._module, self._request, q, k, v, return_lse=return_lse, out=out)
+            settings: Any = {"return_lse": return_lse, "out": out, "scores": self._call_scores}
+            return calls.forward(self._module, self._request, q, k, v, **settings)
         q, k, v = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
         out = arrays.output_array(out, (*q.shape[:-1], v.shape[-1]), q.dtype, (q, k, v))
-        lse = np.empty(q.shape[:-1], request.accumulator) if return_lse else None
+        scored = self._call_scores.of(request, dimensions.lead) if self._call_scores else _UNCHANGED
+        lse_wanted = return_lse or scored.sink is not None
+        lse = np.empty(q.shape[:-1], request.accumulator) if lse_wanted else None
         flat = dimensions.flat
-        views = [arrays.with_heads_axis(array, flat) for array in (q, k, v, out)]
+        views: list[Any] = [arrays.with_heads_axis(array, flat) for array in (q, k, v, out)]
+        views.append(None if lse is None else arrays.with_heads_axis(lse, flat))
         if out.size or (lse is not None and lse.size):
-            self._module.forward(request, *views, None if lse is None else arrays.with_heads_axis(lse, flat))
+            self._module.forward(request, *views, *scored.changes)
+        if scored.sink is not None:
+            with_sink(views[3], views[4], scored.sink)
         return (out, lse) if return_lse else out
 
-    def backward(
-        self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """Gradients (dq, dk, dv); arguments as in :func:`numba_sparse_attn.sparse_attention_backward`."""
+    def backward(self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> tuple[Any, ...]:
+        """Gradients (dq, dk, dv), and a tuple of those of `scores` if any of these learns.
+
+        Arguments as in :func:`numba_sparse_attn.sparse_attention_backward`.
+        """
+        scores = self._call_scores
+        if scores:
+            scores.require_derivatives()
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
-            return calls.backward(self._module, self._request, dout, q, k, v, out, lse)
+            return calls.backward(self._module, self._request, dout, q, k, v, out, lse, scores)
         q, k, v = arrays.as_array(q, "q"), arrays.as_array(k, "k"), arrays.as_array(v, "v")
         dimensions = arrays.check_arrays(q, k, v)
         request = self._request(dimensions)
@@ -123,9 +143,26 @@ class Plan:
         views = [
             arrays.with_heads_axis(array, dimensions.flat) for array in (dout, q, k, v, out, lse, dq, dk, dv)
         ]
+        scored = scores.of(request, dimensions.lead) if scores else _UNCHANGED
+        found: Any = []
         if request.batch:
-            self._module.backward(request, *views)
-        return dq, dk, dv
+            found = self._module.backward(request, *views, *scored.changes)
+        if not scores:
+            return dq, dk, dv
+        of_sink = None
+        if scored.sink_learns:
+            logits = scored.sink if scored.sink is not None else scored.changes[0].sink
+            assert logits is not None
+            of_sink = sink_gradient(views[0], views[4], views[5], logits)
+        return dq, dk, dv, *scores.learnt(request, scored, found, of_sink)
+
+    def with_scores(self, scores: tuple[Change, ...]) -> Plan:
+        """The same plan with other numbers in changes of the same kinds; keeps what engines remember."""
+        if scores == self.scores:
+            return self
+        plan = object.__new__(Plan)
+        plan.__dict__.update(self.__dict__, scores=scores)
+        return plan
 
     def explain(self) -> str:
         """What will run, what it costs and why, in words and numbers.
@@ -145,6 +182,7 @@ class Plan:
             f"engine {self.engine}: {self._reason}",
             f"call: {n_q} queries x {n_k} keys, {kind}, {self.dtype.name}, scale {self.scale:.6g}",
         ]
+        lines += [f"scores: {change.describe()}" for change in self.scores]
         uses = np.bincount(self._index.reshape(-1), minlength=len(self._choices))
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
@@ -176,6 +214,10 @@ class Plan:
     @property
     def _module(self) -> Any:
         return _engine(self.engine)
+
+    @property
+    def _call_scores(self) -> CallScores | None:
+        return CallScores(self.scores, self.engine) if self.scores else None
 
     def _request(self, dimensions: arrays.Dimensions) -> Request:
         """The engine's view of a call: the same object for equal dimensions, since engines keep things in it.
@@ -234,6 +276,7 @@ class Plan:
             scale=self.scale,
             orders=self.orders,
             fold=self.fold,
+            changed=kinds_of(self.scores),
         )
 
 
@@ -249,6 +292,7 @@ def make_plan(
     engine: str,
     gpu: int | None,
     order: Any,
+    scores: tuple[Change, ...] = (),
 ) -> Plan:
     """Choose an engine, an order of tokens and, for every distinct pattern, a path; build what they need.
 
@@ -257,14 +301,16 @@ def make_plan(
     """
     asked = config.default_engine() if engine == "auto" else engine
     wish = as_wish(order, pattern.shape)
-    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, wish
+    changed = tuple(change.key for change in scores)
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, wish, changed
     plan: Plan | None = pattern.memo.get(kind)
     if plan is None:
-        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu, wish)
+        sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
+        plan = _new_plan(pattern, *sizes, engine, gpu, wish, scores)
         if len(pattern.memo) >= _PLANS_KEPT:
             pattern.memo.clear()
         pattern.memo[kind] = plan
-    return plan
+    return plan.with_scores(scores)
 
 
 def _new_plan(
@@ -278,7 +324,9 @@ def _new_plan(
     engine: str,
     gpu: int | None,
     wish: str | Order,
+    scores: tuple[Change, ...],
 ) -> Plan:
+    changed = kinds_of(scores)
     if isinstance(pattern, Pattern):
         members: tuple[Pattern, ...] = (pattern,)
         index = np.zeros(heads, np.int32)
@@ -288,8 +336,18 @@ def _new_plan(
         _which(index, index.shape[:-1], heads)
     uses = np.bincount(index.reshape(-1), minlength=len(members))
     kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
+    if changed:
+        if isinstance(wish, Order):
+            raise EngineError(
+                "order= beside scores= that name queries and keys by their place",
+                "changes of scores with tokens as they come, and sinks in any order",
+                "leave order= out",
+            )
+        wish = "natural"
     call = Call(index, heads, kv_heads, head_dim + value_dim, dtype.itemsize)
-    name, reason, arranged = _choose_engine(engine, gpu, members, kinds, call, wish)
+    name, reason, arranged = _choose_engine(engine, gpu, members, kinds, call, wish, changed)
+    if changed:
+        arranged = replace(arranged, reason="natural: scores are changed by the places of queries and keys")
     pairs = zip(
         arranged.members, [replace(kind, heads=kind.heads * arranged.fold) for kind in kinds], strict=True
     )
@@ -301,11 +359,10 @@ def _new_plan(
     elif name == "reference":
         choices = tuple(choose_dense(member) for member in members)
     else:
-        choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
+        choices = tuple(choose_cpu(member, kind, pair_by_pair=bool(changed)) for member, kind in pairs)
     sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
-    plan = Plan(
-        name, pattern, *sizes, arranged.orders, arranged.fold, index, choices, reason, arranged.reason
-    )
+    ordering = arranged.orders, arranged.fold
+    plan = Plan(name, pattern, *sizes, *ordering, index, choices, reason, arranged.reason, scores)
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -338,11 +395,12 @@ def _choose_engine(
     kinds: list[Kind],
     call: Call,
     wish: str | Order,
+    changed: tuple[str, ...],
 ) -> tuple[str, str, Arrangement]:
     """Name of the engine, the reason in words, and the order that it computes in."""
     asked = config.default_engine() if engine == "auto" else engine
     if asked == "auto" and gpu is not None:
-        return _choose_gpu_engine(gpu, members, kinds, call, wish)
+        return _choose_gpu_engine(gpu, members, kinds, call, wish, changed)
     reason = "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
     if asked == "auto":
         asked = "cpu"
@@ -392,7 +450,12 @@ def _arranged(
 
 
 def _choose_gpu_engine(
-    gpu: int, members: tuple[Pattern, ...], kinds: list[Kind], call: Call, wish: str | Order
+    gpu: int,
+    members: tuple[Pattern, ...],
+    kinds: list[Kind],
+    call: Call,
+    wish: str | Order,
+    changed: tuple[str, ...],
 ) -> tuple[str, str, Arrangement]:
     """The engine whose predicted time over all patterns of a call is the shortest."""
     from .cuda.calls import why_unavailable
@@ -402,7 +465,7 @@ def _choose_gpu_engine(
     if why is None:
         one = kinds[0]
         empty = np.zeros((1, 1), np.int32)
-        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0)
+        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0, changed=changed)
         why = "; ".join(_engine("cuda-tile").why_not(request)) or None
     if why is not None:
         reason = f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
@@ -456,11 +519,15 @@ class _ReferenceEngine:
             return masks[0]
         return masks[request.which.reshape(*lead, request.heads)]
 
-    def forward(self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    def forward(
+        self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any, changes: Changes | None = None
+    ) -> None:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        result, result_lse = reference.forward(q, k, v, mask, request.scale)
+        dense = [made for made, _ in dense_steps(request, changes)]
+        sink = changes.sink if changes else None
+        result, result_lse = reference.forward(q, k, v, mask, request.scale, changes=dense, sink=sink)
         out[...] = result
         if lse is not None:
             lse[...] = result_lse
@@ -477,10 +544,14 @@ class _ReferenceEngine:
         dq: Any,
         dk: Any,
         dv: Any,
-    ) -> None:
+        changes: Changes | None = None,
+    ) -> list[Any]:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        gradients = reference.backward(dout, q, k, v, mask, request.scale)
+        dense = dense_steps(request, changes)
+        settings: Any = {"changes": [made for made, _ in dense], "sink": changes.sink if changes else None}
+        *gradients, found, _ = reference.backward_of_changes(dout, q, k, v, mask, request.scale, **settings)
         for target, gradient in zip((dq, dk, dv), gradients, strict=True):
             target[...] = gradient
+        return [collect(gradient) for (_, collect), gradient in zip(dense, found, strict=True)]

@@ -15,10 +15,13 @@ What it defines, beyond the textbook formula:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["backward", "forward"]
+__all__ = ["DenseChange", "backward", "backward_of_changes", "forward"]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -27,8 +30,28 @@ Mask = npt.NDArray[np.bool_]
 _BLOCK_ELEMENTS = 1 << 22
 
 
+class DenseChange(Protocol):
+    """A change of scores on the way to the softmax, for a block of rows of one head; see reference_scores."""
+
+    def apply(self, scores: Any, item: int, head: int, rows: slice) -> tuple[Any, Any]:
+        """Changed scores, and their derivatives with respect to the scores."""
+
+    def add_gradient(self, dscores: Array, item: int, head: int, rows: slice, total: Array) -> None:
+        """Add what follows for the parameters from the gradients of the changed scores."""
+
+    def zeros(self) -> Array:
+        """A gradient to begin with."""
+
+
 def forward(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, mask: npt.ArrayLike, scale: float
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    mask: npt.ArrayLike,
+    scale: float,
+    *,
+    changes: Sequence[DenseChange] = (),
+    sink: npt.ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """Attention over the selected pairs.
 
@@ -43,6 +66,10 @@ def forward(
         True where the query sees the key.
     scale : float
         Factor on ``q @ k.T``.
+    changes : sequence of DenseChange
+        What the scaled scores go through, one after the other.
+    sink : (heads,), optional
+        The score of a key without value that every query of a head sees.
 
     Returns
     -------
@@ -68,7 +95,8 @@ def forward(
         for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
             keys, values = k[item, head // group], v[item, head // group]
             seen = selected[item, head, rows]
-            weights, log_total = _softmax(q[item, head, rows], keys, seen, scale)
+            scores, _ = _changed(scale * (q[item, head, rows] @ keys.T), changes, item, head, rows)
+            weights, log_total = _softmax(scores, seen, _sink_of(sink, head))
             out[item, head, rows] = _product(weights, seen, values)
             lse[item, head, rows] = log_total
     return out.reshape(*lead, n_q, v.shape[3]), lse.reshape(*lead, n_q)
@@ -107,19 +135,68 @@ def backward(
     >>> dq.tolist(), dk[:, 0].tolist(), dv[:, 0].tolist()
     ([[3.75]], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5])
     """
+    return backward_of_changes(dout, q, k, v, mask, scale)[:3]
+
+
+def backward_of_changes(
+    dout: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    mask: npt.ArrayLike,
+    scale: float,
+    *,
+    changes: Sequence[DenseChange] = (),
+    sink: npt.ArrayLike | None = None,
+) -> tuple[Array, Array, Array, list[Array], Array]:
+    """Gradients as of :func:`backward`, and those of the changes' parameters and of the sink.
+
+    The gradient of a changed score goes back through the changes in reverse, times the derivative of each.
+    A sink with weight w has the gradient ``w * (0 - rowsum(P * dP))`` from every row, since its value is 0.
+
+    Parameters
+    ----------
+    dout, q, k, v, mask, scale
+        As in :func:`backward`.
+    changes, sink
+        As in :func:`forward`.
+
+    Returns
+    -------
+    dq, dk, dv : float64
+    dchanges : list of float64 arrays
+        One a change.
+    dsink : float64 (heads,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one, v = np.zeros((1, 1)), np.array([[1.0]])
+    >>> *_, dsink = backward_of_changes(one + 1, one, one, v, [[True]], scale=1.0, sink=[0.0])
+    >>> dsink.tolist()
+    [-0.25]
+    """
     (q, k, v, dout), selected, lead = _prepare((q, k, v, dout), mask)
     batch, heads, n_q, _ = q.shape
     group = heads // k.shape[1]
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    dchanges, dsink = [change.zeros() for change in changes], np.zeros(heads)
     with np.errstate(all="ignore"):
         for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
             shared = head // group
             queries, keys, values = q[item, head, rows], k[item, shared], v[item, shared]
             incoming, seen = dout[item, head, rows], selected[item, head, rows]
-            weights, _ = _softmax(queries, keys, seen, scale)
+            scores, slopes = _changed(scale * (queries @ keys.T), changes, item, head, rows)
+            weights, log_total = _softmax(scores, seen, _sink_of(sink, head))
             dweights = np.where(seen, incoming @ values.T, 0.0)
             delta = np.sum(weights * dweights, axis=1, keepdims=True)
             dscores = np.where(seen, weights * (dweights - delta), 0.0)
+            if sink is not None:
+                share = np.where(np.isneginf(log_total), 0.0, np.exp(_sink_of(sink, head) - log_total))
+                dsink[head] -= np.sum(share * delta[:, 0])
+            for number in reversed(range(len(changes))):
+                changes[number].add_gradient(dscores, item, head, rows, dchanges[number])
+                dscores = np.where(seen, dscores * slopes[number], 0.0)
             dq[item, head, rows] = scale * _product(dscores, seen, keys)
             dk[item, shared] += scale * _product(dscores.T, seen.T, queries)
             dv[item, shared] += _product(weights.T, seen.T, incoming)
@@ -128,6 +205,8 @@ def backward(
         dq.reshape(*lead, *q.shape[2:]),
         dk.reshape(*kv_lead, *k.shape[2:]),
         dv.reshape(*kv_lead, *v.shape[2:]),
+        dchanges,
+        dsink,
     )
 
 
@@ -163,13 +242,28 @@ def _row_blocks(batch: int, heads: int, n_q: int, n_k: int) -> list[tuple[int, i
     return [(item, head, rows) for item in range(batch) for head in range(heads) for rows in blocks]
 
 
-def _softmax(queries: Array, keys: Array, seen: Mask, scale: float) -> tuple[Array, Array]:
+def _changed(
+    scores: Array, changes: Sequence[DenseChange], item: int, head: int, rows: slice
+) -> tuple[Array, list[Array]]:
+    """Scores after all changes, and the derivative of every change at the scores that reach it."""
+    slopes = []
+    for change in changes:
+        scores, slope = change.apply(scores, item, head, rows)
+        slopes.append(slope)
+    return scores, slopes
+
+
+def _sink_of(sink: npt.ArrayLike | None, head: int) -> float:
+    return -np.inf if sink is None else float(np.asarray(sink, np.float64)[head])
+
+
+def _softmax(scores: Array, seen: Mask, sink: float) -> tuple[Array, Array]:
     """Probabilities, exactly zero outside of `seen`, and the logarithm of their denominator."""
-    scores = np.where(seen, scale * (queries @ keys.T), -np.inf)
-    peak = np.max(scores, axis=1, keepdims=True, initial=-np.inf)
-    peak = np.where(seen.any(axis=1, keepdims=True), peak, 0.0)
+    scores = np.where(seen, scores, -np.inf)
+    peak = np.max(scores, axis=1, keepdims=True, initial=sink)
+    peak = np.where(seen.any(axis=1, keepdims=True) | (sink > -np.inf), peak, 0.0)
     weights = np.where(seen, np.exp(scores - peak), 0.0)
-    total = weights.sum(axis=1, keepdims=True)
+    total = weights.sum(axis=1, keepdims=True) + np.exp(sink - peak)
     log_total = (peak + np.log(total))[:, 0]
     return np.where(seen, weights / total, 0.0), log_total
 

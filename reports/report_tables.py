@@ -33,6 +33,7 @@ TITLES = {
     "density": "Over density: 16,384 tokens",
     "head_dim": "Over head dimension: a window of 256 to each side, 4096 tokens",
     "path": "Tiles against pairs: what the planner chose",
+    "score": "Changes of scores: what each costs",
     "catalogue": "Every named pattern at 4096 tokens",
     "catalogue_16384": "Every named pattern at 16,384 tokens",
     "catalogue_65536": "Every named pattern at 65,536 tokens",
@@ -84,11 +85,12 @@ def _attention_table(found: Sequence[Row], roofs: Roofs) -> str:
     peers = sorted({row["contender"] for row in found if is_peer(row)})
     paths = sorted({name for row in found for name in row.get("alternatives", {})})
     dense = sorted({name for row in found for name in row.get("speedup_all_pairs", {})})
+    changes = sorted({name for row in found for name in row.get("changed", {})})
     gpu = any(map(on_gpu, found))
     rates = ["engine", "TFLOP/s", "Gpair/s", "of a gather"] if gpu else ["GFLOP/s"]
     all_pairs = [f"{peer}, all pairs" for peer in dense]
     header = ["case", "density", "ours", *rates, "of the roof", "memory", "over our dense mode", "of ideal"]
-    header += ["tokens/s", *paths, *peers, *all_pairs]
+    header += ["tokens/s", *(f"with {name}" for name in changes), *paths, *peers, *all_pairs]
     lines = []
     for case, group in by_case.items():
         own = next((row for row in group.values() if "speedup" in row), None)
@@ -106,12 +108,17 @@ def _attention_table(found: Sequence[Row], roofs: Roofs) -> str:
                 f"{own['speedup_dense']:.2f}x" if "speedup_dense" in own else "",
                 f"{own['efficiency']:.0%}" if "efficiency" in own else "",
                 f"{own['tokens_per_second']:,.0f}" if table_of(own) == "length" else "",
+                *(_factor(own.get("changed", {}).get(name)) for name in changes),
                 *(_time_of(group, path, own.get("alternatives", {})) for path in paths),
                 *(_time_of(group, peer, own["speedup"]) for peer in peers),
                 *(_time_of(group, peer, own.get("speedup_all_pairs", {})) for peer in dense),
             ]
         )
     return markdown_table(*_without_empty_columns(header, lines)) if lines else ""
+
+
+def _factor(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x the time"
 
 
 def _without_empty_columns(header: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:

@@ -37,6 +37,7 @@ ALLOWED = {
     "config": {"errors"},
     "jit": {"config", "errors"},
     "reference": set(),
+    "reference_scores": set(),
     "formats": BASE,
     # Orders of tokens: patterns declare those that suit them, so they stand below patterns.
     "orders": HOST,
@@ -44,9 +45,15 @@ ALLOWED = {
     "arrays": HOST,
     # Selections by content read q and k and give patterns: below plans and engines, like patterns.
     "dynamic": HOST | {"arrays", "orders", "patterns"},
+    # What users say of scores, and what engines and the oracle are told: below plans, like patterns.
+    "scores": HOST | {"arrays", "reference_scores"},
     "cpu": HOST,
     "cuda": HOST,
-    "cuda.calls": HOST | DEVICE_ARRAYS | {"arrays", "cuda.launch", "cuda.orders"},
+    "cuda.calls": HOST
+    | DEVICE_ARRAYS
+    | {"arrays", "cuda.launch", "cuda.changes", "cuda.orders", "cuda.sinks"},
+    "cuda.changes": HOST | DEVICE_ARRAYS,
+    "cuda.sinks": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.launch"},
     "cuda.ptx": {"errors"},
     "cuda.device": HOST | {"cuda.ptx"},
     "cuda.launch": HOST | {"cuda.streams"},
@@ -56,7 +63,7 @@ ALLOWED = {
     "cuda.interchange": HOST | DEVICE_ARRAYS,
     "cuda.memory": HOST | DEVICE_ARRAYS,
     "cuda.staging": HOST | DEVICE_ARRAYS,
-    "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
+    "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "cuda.orders": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "choices": HOST | {"patterns"},
@@ -68,13 +75,14 @@ ALLOWED = {
         "ordering",
         "orders",
         "patterns",
+        "scores",
         "cpu",
         "cuda",
         "cuda.calls",
         "cuda.interchange",
         "reference",
     },
-    "api": HOST | {"arrays", "patterns", "planner"},
+    "api": HOST | {"arrays", "patterns", "planner", "scores"},
     "plot": HOST | {"patterns", "planner", "api"},
     # A result of analysis can draw itself, so it knows plot; plot draws numbers and knows no analysis.
     "analysis": HOST | {"arrays", "patterns", "planner", "api", "plot"},
@@ -84,7 +92,7 @@ ALLOWED = {
     "merging": HOST | {"arrays"},
     # Weights are checked like a measure of analysis, and computed by a kernel of the CPU engine.
     "weights": HOST | {"arrays", "patterns", "analysis", "cpu"},
-    "__init__": HOST | {"arrays", "orders", "patterns", "planner", "api", "merging", "weights"},
+    "__init__": HOST | {"arrays", "orders", "patterns", "planner", "api", "merging", "scores", "weights"},
     "testing": HOST | {"arrays", "patterns", "planner", "api", "reference"},
 }
 ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference"}
@@ -269,6 +277,7 @@ def public_functions() -> dict[str, object]:
         ".formats",
         ".dynamic",
         ".orders",
+        ".scores",
         ".testing",
         ".reference",
         ".plot",

@@ -13,10 +13,11 @@ import numba_sparse_attn as nsa
 from numba_sparse_attn.formats.work import Request, Structure
 
 from ..kinds import PatternSpec
+from ..score_changes import CHANGES
 from ..workload import Workload
 from . import Array, Prepared
 
-__all__ = ["DENSE", "Own", "OwnBeside", "OwnPath", "own_dense"]
+__all__ = ["DENSE", "Own", "OwnBeside", "OwnChanged", "OwnPath", "own_dense"]
 
 #: What the dense pattern is called beside a case's own.
 DENSE = "dense"
@@ -34,6 +35,7 @@ class Own:
     engine: str = "auto"
     device: str = "cpu"
     order: str = "auto"
+    scores: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ class Own:
             engine=self.engine,
             order=order,
             device=self.device,
+            scores=self.scores,
         )
 
     def prepare(self, workload: Workload) -> Prepared:
@@ -98,11 +101,11 @@ class Own:
 
         def training(dout: Any) -> tuple[Any, Any, Any, Any]:
             fresh_out, fresh_lse = plan(q, k, v, return_lse=True)
-            return (fresh_out, *plan.backward(dout, q, k, v, fresh_out, fresh_lse))
+            return (fresh_out, *plan.backward(dout, q, k, v, fresh_out, fresh_lse)[:3])
 
         return Prepared(
             forward=lambda: plan(q, k, v),
-            backward=lambda dout: plan.backward(dout, q, k, v, out, lse),
+            backward=lambda dout: plan.backward(dout, q, k, v, out, lse)[:3],
             training=training,
             setup={"plan_seconds": planned - start, "first_call_seconds": called - planned},
             engine=plan.engine,
@@ -144,6 +147,39 @@ class OwnBeside:
 
     def _workload(self, workload: Workload) -> Workload:
         return replace(workload, spec=self.spec, pattern=self.spec.build())
+
+
+@dataclass(frozen=True)
+class OwnChanged:
+    """The same engine on the case's pattern with scores changed: what a change costs.
+
+    Its result is not the case's, so it is not checked here.
+    """
+
+    own: Own
+    change: str
+
+    @property
+    def name(self) -> str:
+        """The engine's name with the change."""
+        return f"{self.own.name}-{self.change}"
+
+    def why_absent(self) -> str:
+        """As for the engine."""
+        return self.own.why_absent()
+
+    def why_not(self, workload: Workload) -> str:
+        """The changes here have numbers for one pattern."""
+        return "" if isinstance(workload.pattern, nsa.Pattern) else "one pattern for all heads"
+
+    def version(self) -> dict[str, str]:
+        """As for the engine."""
+        return self.own.version()
+
+    def prepare(self, workload: Workload) -> Prepared:
+        """The engine with the change."""
+        own = replace(self.own, scores=(CHANGES[self.change](workload),))
+        return replace(own.prepare(workload), checked=False, computes=f"scores through {self.change}")
 
 
 def own_dense(own: Own, spec: PatternSpec) -> OwnBeside:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..formats.changes import Changes
 from ..formats.csr import Csr
 from ..formats.tiles import Tiles
 from ..formats.work import Request
@@ -41,6 +42,8 @@ def why_not(request: Request) -> list[str]:
     if kinds:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         reasons.append(f"structures of type {names}; the CPU engine takes Tiles and Csr")
+    if request.changed and Tiles in {type(structure) for structure in request.structures}:
+        reasons.append(f"changes of scores ({', '.join(request.changed)}) on tiles; they go by rows")
     return reasons
 
 
@@ -50,7 +53,15 @@ def _heads_of(request: Request, kind: type) -> npt.NDArray[np.int64]:
     return np.flatnonzero(chosen[request.which])
 
 
-def forward(request: Request, q: _Array, k: _Array, v: _Array, out: _Array, lse: _Array | None) -> None:
+def forward(
+    request: Request,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    out: _Array,
+    lse: _Array | None,
+    changes: Changes | None = None,
+) -> None:
     """Attention of all heads into `out`, and into `lse` if there is one.
 
     Parameters
@@ -62,6 +73,8 @@ def forward(request: Request, q: _Array, k: _Array, v: _Array, out: _Array, lse:
     out : (..., heads, n_q, d_v)
     lse : (..., heads, n_q) or None
         Arrays of any strides; all of ``request.dtype`` but `lse`, which is of ``request.accumulator``.
+    changes : Changes, optional
+        What scores go through; all structures are Csr then.
 
     Examples
     --------
@@ -92,7 +105,7 @@ def forward(request: Request, q: _Array, k: _Array, v: _Array, out: _Array, lse:
     if rows.size:
         from .row_forward import forward_rows
 
-        forward_rows(request, rows, q, k, v, out, lse)
+        forward_rows(request, rows, q, k, v, out, lse, changes)
 
 
 def backward(
@@ -106,16 +119,22 @@ def backward(
     dq: _Array,
     dk: _Array,
     dv: _Array,
-) -> None:
+    changes: Changes | None = None,
+) -> list[_Array | None]:
     """Gradients of ``sum(dout * out)`` into `dq`, `dk` and `dv`.
 
     Parameters
     ----------
-    request, q, k, v, out, lse
+    request, q, k, v, out, lse, changes
         As for :func:`forward`, whose results `out` and `lse` are.
     dout : (..., heads, n_q, d_v)
     dq, dk, dv
         Shaped like `q`, `k` and `v`; query heads that share a key head add up in `dk` and `dv`.
+
+    Returns
+    -------
+    list of float64 arrays or None
+        Gradients of the numbers of every step of `changes`, None where they are not wanted.
 
     Examples
     --------
@@ -132,6 +151,7 @@ def backward(
     >>> out, lse, dout = np.ones((1, 1, 1)), np.log([[2.0]]), np.ones((1, 1, 1))
     >>> dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     >>> backward(request, dout, q, k, v, out, lse, dq, dk, dv)
+    []
     >>> dv.ravel().round(6).tolist()
     [0.5, 0.0, 0.5]
     """
@@ -139,7 +159,7 @@ def backward(
         from .ordered import backward_in_order
 
         backward_in_order(backward, request, dout, q, k, v, out, lse, dq, dk, dv)
-        return
+        return []
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if not rows.size:
         from .tile_backward import backward_tiles
@@ -148,9 +168,10 @@ def backward(
     elif not tiles.size:
         from .row_backward import backward_rows
 
-        backward_rows(request, rows, dout, q, k, v, out, lse, dq, dk, dv)
+        return backward_rows(request, rows, dout, q, k, v, out, lse, dq, dk, dv, changes)
     else:
         _backward_both(request, tiles, rows, dout, q, k, v, out, lse, dq, dk, dv)
+    return []
 
 
 def _backward_both(

@@ -44,7 +44,7 @@ def forward_in_order(
 
 
 def backward_in_order(
-    run: Callable[..., None],
+    run: Callable[..., Any],
     request: Request,
     dout: _Array,
     q: _Array,

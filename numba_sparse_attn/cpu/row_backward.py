@@ -13,11 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..formats.changes import Changes
 from ..formats.work import Request
 from ..jit import for_each, kernel
 from .elements import FLOAT32, head_addresses, load_row, store_row, type_code
 from .gather import gather_axpy, gather_dot, gather_elements, multiply, probabilities
 from .operands import aligned_empty, shares
+from .row_changes import (
+    STEP_ROOM,
+    PairRoom,
+    change_scores,
+    list_columns_of,
+    room_for,
+    settings_of,
+    slopes_to_scores,
+)
 from .row_work import (
     BATCH,
     BEGIN,
@@ -81,6 +91,9 @@ def _query_kernel(
     lse_stride,
     dq_strides,
     scale,
+    settings,
+    columns,
+    bins,
     first_unit,
     last_unit,
 ):
@@ -92,7 +105,8 @@ def _query_kernel(
     kind = scratch.dtype.type
     size = scratch.itemsize
     key_width, value_width = widths
-    # scratch: sums [BATCH, key_width], a row of out, then [LISTED] each: scores, products, shifts, deltas.
+    # scratch: sums [BATCH, key_width], a row of out, then [LISTED] each: scores, products, shifts, deltas;
+    # with changes of scores also numbers of a step, and derivatives of every step.
     row_of_out = BATCH * key_width
     base = address_of(scratch)
     scores = base + (row_of_out + value_width) * size
@@ -102,6 +116,9 @@ def _query_kernel(
     fill(scratch, base + row_of_out * size, value_width, kind(0.0))
     factor = finite(scale * LOG2_E, scratch)
     slope = finite(scale, scratch)
+    if settings is not None:
+        factor = finite(LOG2_E, scratch)
+    elements = row_of_out + value_width
 
     blocks = (n_q + BLOCK - 1) // BLOCK
     for unit in range(first_unit, last_unit):
@@ -150,6 +167,28 @@ def _query_kernel(
                     whole = (entries + lanes - 1) // lanes * lanes
                     fill(scratch, listed_shifts + place, whole, shifts[head * n_q + row])
                     fill(scratch, listed_deltas + place, whole, deltas[head * n_q + row])
+                    if settings is not None:
+                        multiply(scratch, scores + place, entries, slope)
+                        place = pieces[i, PLACE]
+                        begin = pieces[i, BEGIN]
+                        indices, width = heads[head, INDICES], heads[head, INDEX_BYTES]
+                        list_columns_of(columns, place, indices, width, begin, entries)
+                        change_scores(
+                            settings,
+                            head,
+                            scratch,
+                            elements + place,
+                            elements + 4 * LISTED + place,
+                            elements + 5 * LISTED + place,
+                            columns,
+                            bins,
+                            place,
+                            0,
+                            begin,
+                            entries,
+                            row,
+                            False,
+                        )
 
             for i in range(count):
                 whole = (pieces[i, SIZE] + lanes - 1) // lanes * lanes
@@ -157,6 +196,17 @@ def _query_kernel(
                 first, second = scores + place, products + place
                 third, fourth = listed_shifts + place, listed_deltas + place
                 probabilities(scratch, first, second, third, fourth, factor, whole)
+                if settings is not None:
+                    slopes_to_scores(
+                        settings,
+                        pieces[i, HEAD],
+                        scratch,
+                        elements + LISTED + pieces[i, PLACE],
+                        elements + 5 * LISTED + pieces[i, PLACE],
+                        pieces[i, BEGIN],
+                        pieces[i, SIZE],
+                        True,
+                    )
 
             for i in range(count):
                 if pieces[i, SIZE] > 0:
@@ -197,6 +247,10 @@ def _key_kernel(
     dk_strides,
     dv_strides,
     scale,
+    settings,
+    columns,
+    bins,
+    entries_by_key,
     first_unit,
     last_unit,
 ):
@@ -209,7 +263,7 @@ def _key_kernel(
     size = scratch.itemsize
     key_width, value_width = widths
     # scratch: sums for dk and dv [BATCH, key_width + value_width], then [LISTED] each: scores, products,
-    # shifts, deltas.
+    # shifts, deltas; with changes of scores more, as in the query kernel.
     width = key_width + value_width
     base = address_of(scratch)
     scores = base + BATCH * width * size
@@ -218,6 +272,9 @@ def _key_kernel(
     listed_deltas = listed_shifts + LISTED * size
     factor = finite(scale * LOG2_E, scratch)
     slope = finite(scale, scratch)
+    if settings is not None:
+        factor = finite(LOG2_E, scratch)
+    elements = BATCH * width
 
     blocks = (n_k + BLOCK - 1) // BLOCK
     for unit in range(first_unit, last_unit):
@@ -273,6 +330,26 @@ def _key_kernel(
                     source = address_of(deltas) + head * n_q * size
                     target = listed_deltas + place
                     gather_elements(scratch, source, indices, index_bytes, begin, entries, target)
+                    if settings is not None:
+                        multiply(scratch, scores + place, entries, slope)
+                        place = pieces[i, PLACE]
+                        list_columns_of(columns, place, indices, index_bytes, begin, entries)
+                        change_scores(
+                            settings,
+                            head,
+                            scratch,
+                            elements + place,
+                            elements + 4 * LISTED + place,
+                            elements + 5 * LISTED + place,
+                            columns,
+                            bins,
+                            place,
+                            entries_by_key[head],
+                            begin,
+                            entries,
+                            pieces[i, ROW],
+                            True,
+                        )
 
             for i in range(count):
                 whole = (pieces[i, SIZE] + lanes - 1) // lanes * lanes
@@ -280,6 +357,17 @@ def _key_kernel(
                 first, second = scores + place, products + place
                 third, fourth = listed_shifts + place, listed_deltas + place
                 probabilities(scratch, first, second, third, fourth, factor, whole)
+                if settings is not None:
+                    slopes_to_scores(
+                        settings,
+                        pieces[i, HEAD],
+                        scratch,
+                        elements + LISTED + pieces[i, PLACE],
+                        elements + 5 * LISTED + pieces[i, PLACE],
+                        pieces[i, BEGIN],
+                        pieces[i, SIZE],
+                        False,
+                    )
 
             for i in range(count):
                 entries = pieces[i, SIZE]
@@ -316,12 +404,13 @@ def backward_rows(
     dq: npt.NDArray[Any],
     dk: npt.NDArray[Any],
     dv: npt.NDArray[Any],
-) -> None:
+    changes: Changes | None = None,
+) -> list[npt.NDArray[Any] | None]:
     """Gradients through the heads whose flat numbers ``b * heads + h`` are in `selected`, ascending.
 
-    The arrays are those of :func:`numba_sparse_attn.cpu.backward`; the structures of the selected heads
-    are Csr. Only their part of `dq` is written, but all of `dk` and `dv`, which may also be of
-    accumulator type.
+    The arrays, `changes` and the result are those of :func:`numba_sparse_attn.cpu.backward`; the structures
+    of the selected heads are Csr. Only their part of `dq` is written, but all of `dk` and `dv`, which may
+    also be of accumulator type.
     """
     accumulator, n_q, n_k = request.accumulator, request.n_q, request.n_k
     sizes = request.head_dim, request.value_dim
@@ -332,6 +421,10 @@ def backward_rows(
     gradients = np.stack([head_addresses(array).reshape(-1) for array in (dk, dv)], axis=1)
     key_space, query_space = Workspace(accumulator), Workspace(accumulator)
     scratch_size = (BATCH + 1) * sum(widths) + 4 * LISTED
+    pairs = None
+    if changes is not None:
+        scratch_size += LISTED + len(changes.steps) * STEP_ROOM
+        pairs = PairRoom(request, changes)
 
     def differentiate(wave: Wave) -> None:
         rows = join(k, v, wave.key_heads, wave.pairs, key_space, accumulator)
@@ -346,8 +439,15 @@ def backward_rows(
         transposed = [csr.transposed for csr in wave.lists]
         by_key[:, :LIST_COLUMNS] = list_columns(transposed)
         keys = np.column_stack([rows.addresses, gradients[wave.key_heads]])
+        settings, entries_by_key = None, None
+        if changes is not None:
+            settings = settings_of(request, changes, wave, pairs)
+            numbers = [csr.entries_by_key for csr in wave.lists]
+            entries_by_key = np.array([array.__array_interface__["data"][0] for array in numbers], np.int64)
+        table = None if settings is None else settings.table
 
         def query_work(share: tuple[int, int], worker: int) -> None:
+            columns_room, bins_room = room_for(settings)
             _query_kernel(
                 aligned_empty(scratch_size, accumulator),
                 *walk(),
@@ -368,10 +468,14 @@ def backward_rows(
                 lse.strides[-1],
                 dq.strides[-2:],
                 request.scale,
+                table,
+                columns_room,
+                bins_room,
                 *share,
             )
 
         def key_work(share: tuple[int, int], worker: int) -> None:
+            columns_room, bins_room = room_for(settings)
             _key_kernel(
                 aligned_empty(scratch_size, accumulator),
                 *walk(),
@@ -393,13 +497,22 @@ def backward_rows(
                 dk.strides[-2:],
                 dv.strides[-2:],
                 request.scale,
+                table,
+                columns_room,
+                bins_room,
+                entries_by_key,
                 *share,
             )
 
         pair_flops = sizes[0] + sizes[1]
         for_each(query_work, shares(unit_costs(wave, wave.lists, n_q), 3 * wave.pairs * pair_flops))
         for_each(key_work, shares(unit_costs(wave, transposed, n_k), 4 * wave.pairs * pair_flops))
+        if pairs is not None:
+            pairs.add(wave)
 
     of_keys, of_queries = (joined_bytes(sizes, rows, accumulator) for rows in (n_k, n_q))
+    if pairs is not None:
+        of_queries += pairs.bytes_per_head
     for wave in waves(request, selected, of_keys, of_queries, every_key_head=True):
         differentiate(wave)
+    return [] if pairs is None else pairs.totals

@@ -13,15 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..formats.changes import Changes
 from ..formats.work import Request
 from ..jit import for_each, kernel
 from .elements import FLOAT32, head_addresses, load_row, store_row, type_code
 from .gather import gather_axpy, gather_dot, multiply
 from .operands import aligned_empty, shares
+from .row_changes import change_scores, list_columns_of, room_for, settings_of
 from .row_work import (
     BATCH,
+    BEGIN,
     BLOCK,
     HEAD,
+    INDEX_BYTES,
+    INDICES,
     INDPTR,
     IS_FIRST,
     IS_LAST,
@@ -73,6 +78,9 @@ def _row_forward_kernel(
     out_strides,
     lse_stride,
     scale,
+    settings,
+    columns,
+    bins,
     first_unit,
     last_unit,
 ):
@@ -80,13 +88,15 @@ def _row_forward_kernel(
 
     `heads` is the table of query heads; ``ends[i] .. ends[i + 1] - 1`` of them share key head i.
     `sizes` are head_dim and value_dim, `widths` the same filled up to whole vectors of `lanes`. Strides
-    are in bytes. An address of 0 for lse means that nobody wants it.
+    are in bytes. An address of 0 for lse means that nobody wants it. `settings` is None, or what scores go
+    through (see ``row_changes.py``), `columns` and `bins` room for integers of a batch: with None, Numba
+    compiles a kernel in which none of that is left.
     """
     kind = scratch.dtype.type
     size = scratch.itemsize
     key_width, value_width = widths
     # scratch: queries [BATCH, key_width], sums [BATCH, value_width], scores [LISTED], then the largest
-    # score and the sum of the exponentials of every slot.
+    # score and the sum of the exponentials of every slot, and [LISTED] numbers of a change of scores.
     sums = BATCH * key_width
     scores = sums + BATCH * value_width
     peaks = scores + LISTED
@@ -104,6 +114,12 @@ def _row_forward_kernel(
     if steepness == kind(0.0):
         sign = kind(0.0)
         steepness = kind(1.0)
+    unit_of_lse = abs(scale)
+    if settings is not None:
+        # Scores are changed as they are, scale included, so the query takes all of it.
+        sign = finite(scale, scratch)
+        steepness = kind(LOG2_E)
+        unit_of_lse = 1.0
 
     blocks = (n_q + BLOCK - 1) // BLOCK
     for unit in range(first_unit, last_unit):
@@ -146,6 +162,27 @@ def _row_forward_kernel(
                     named = address_of(lists) + 8 * place
                     target = base + (scores + place) * size
                     gather_dot(scratch, source, named, 0, entries, key_width // lanes, target)
+                    if settings is not None:
+                        head = pieces[i, HEAD]
+                        begin = pieces[i, BEGIN]
+                        indices, width = heads[head, INDICES], heads[head, INDEX_BYTES]
+                        list_columns_of(columns, place, indices, width, begin, entries)
+                        change_scores(
+                            settings,
+                            head,
+                            scratch,
+                            scores + place,
+                            totals + BATCH + place,
+                            -1,
+                            columns,
+                            bins,
+                            place,
+                            0,
+                            begin,
+                            entries,
+                            pieces[i, ROW],
+                            False,
+                        )
 
             for i in range(count):
                 entries = pieces[i, SIZE]
@@ -194,7 +231,7 @@ def _row_forward_kernel(
                 if heads[head, _LSE] != 0:
                     lse = -np.inf
                     if not is_empty:
-                        lse = np.float64(peak) * abs(scale) + math.log(np.float64(total))
+                        lse = np.float64(peak) * unit_of_lse + math.log(np.float64(total))
                     scratch[totals + slot] = lse
                     target = heads[head, _LSE] + pieces[i, ROW] * lse_stride
                     store_row(FLOAT32, target, size, 1, scratch, totals + slot)
@@ -208,11 +245,12 @@ def forward_rows(
     v: npt.NDArray[Any],
     out: npt.NDArray[Any],
     lse: npt.NDArray[Any] | None,
+    changes: Changes | None = None,
 ) -> None:
     """Attention of the heads whose flat numbers ``b * heads + h`` are in `selected`, ascending.
 
-    The arrays are those of :func:`numba_sparse_attn.cpu.forward`; the structures of the selected heads
-    are Csr. Only their part of `out` and `lse` is written.
+    The arrays and `changes` are those of :func:`numba_sparse_attn.cpu.forward`; the structures of the
+    selected heads are Csr. Only their part of `out` and `lse` is written.
     """
     accumulator = request.accumulator
     sizes = request.head_dim, request.value_dim
@@ -230,10 +268,12 @@ def forward_rows(
         heads[:, :LIST_COLUMNS] = list_columns(wave.lists)
         heads[:, _KEYS] = joined.addresses[wave.owners]
         heads[:, _QUERY:] = columns[wave.places]
+        settings = None if changes is None else settings_of(request, changes, wave)
 
         def work(share: tuple[int, int], worker: int) -> None:
+            columns_room, bins_room = room_for(settings)
             _row_forward_kernel(
-                aligned_empty(BATCH * (sum(widths) + 2) + LISTED, accumulator),
+                aligned_empty(BATCH * (sum(widths) + 2) + 2 * LISTED, accumulator),
                 *walk(),
                 heads,
                 wave.ends,
@@ -248,6 +288,9 @@ def forward_rows(
                 out.strides[-2:],
                 0 if lse is None else lse.strides[-1],
                 request.scale,
+                None if settings is None else settings.table,
+                columns_room,
+                bins_room,
                 *share,
             )
 

@@ -14,17 +14,18 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import arrays
+from ..formats.changes import Scored
 from ..formats.work import Request
 from . import memory, staging, streams
 from .interchange import device_views
 from .launch import target_of
-from .view import DeviceView
+from .view import DeviceView, require_contiguous
 
 __all__ = ["backward", "engine_module", "forward", "why_unavailable"]
 
@@ -32,6 +33,17 @@ _MODULES = {"cuda-tile": "numba_sparse_attn.cuda.tile", "cuda-warp": "numba_spar
 
 #: From the sizes of a call to what an engine is told; refuses sizes that were not planned for.
 RequestMaker = Callable[[arrays.Dimensions], Request]
+
+#: Gradients of the numbers of an engine's changes, and of the logits of a sink.
+Learnt = tuple[list[Any], Any]
+
+
+class ScoreMaker(Protocol):
+    """What becomes of scores: see ``numba_sparse_attn/scores/_calls.py``."""
+
+    def of(self, request: Request, lead: tuple[int, ...]) -> Scored: ...
+    def learnt(self, request: Request, scored: Scored, found: Any, of_sink: Any) -> tuple[Any, ...]: ...
+
 
 _FORWARD = ("q", "k", "v")
 #: And out and lse, as an engine takes them.
@@ -66,7 +78,15 @@ def engine_module(name: str) -> Any:
 
 
 def forward(
-    engine: Any, make_request: RequestMaker, q: Any, k: Any, v: Any, *, return_lse: bool, out: Any
+    engine: Any,
+    make_request: RequestMaker,
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    return_lse: bool,
+    out: Any,
+    scores: ScoreMaker | None = None,
 ) -> Any:
     """A forward call on a GPU; see :meth:`numba_sparse_attn.Plan.__call__`."""
     inputs = device_views(_FORWARD, (q, k, v))
@@ -78,19 +98,30 @@ def forward(
         if return_lse:
             targets.append(np.empty(shape[:-1], request.accumulator))
         with streams.on_device(_GPU_OF_HOST_ARRAYS):
-            views = _queue_forward(engine, request, _copies(hosts), return_lse=return_lse, out=None)
+            scored = scores.of(request, hosts[0].shape[:-3]) if scores else None
+            copies = _copies(hosts)
+            views = _queue_forward(engine, request, copies, return_lse=return_lse, out=None, scored=scored)
             results: list[Any] = _fetched(views, targets)
     else:
         request = make_request(_dimensions(*inputs))
         with streams.on_device(inputs[0].device):
-            views = _queue_forward(engine, request, inputs, return_lse=return_lse, out=out)
+            scored = scores.of(request, inputs[0].shape[:-3]) if scores else None
+            views = _queue_forward(engine, request, inputs, return_lse=return_lse, out=out, scored=scored)
             results = [memory.deliver(view) for view in views]
     return tuple(results) if return_lse else results[0]
 
 
 def backward(
-    engine: Any, make_request: RequestMaker, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
-) -> tuple[Any, Any, Any]:
+    engine: Any,
+    make_request: RequestMaker,
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    scores: ScoreMaker | None = None,
+) -> tuple[Any, ...]:
     """A backward call on a GPU; see :meth:`numba_sparse_attn.Plan.backward`."""
     values = (dout, q, k, v, out, lse)
     inputs = device_views(_BACKWARD, values)
@@ -99,12 +130,16 @@ def backward(
         request = _backward_request(make_request, *hosts)
         targets = [np.empty(array.shape, request.dtype) for array in hosts[1:4]]
         with streams.on_device(_GPU_OF_HOST_ARRAYS):
-            dq, dk, dv = _fetched(_queue_backward(engine, request, _copies(hosts)), targets)
+            scored = scores.of(request, hosts[1].shape[:-3]) if scores else None
+            views, learnt = _queue_backward(engine, request, _copies(hosts), scored)
+            dq, dk, dv = _fetched(views, targets)
     else:
         request = _backward_request(make_request, *inputs)
         with streams.on_device(inputs[0].device):
-            dq, dk, dv = [memory.deliver(view) for view in _queue_backward(engine, request, inputs)]
-    return dq, dk, dv
+            scored = scores.of(request, inputs[1].shape[:-3]) if scores else None
+            views, learnt = _queue_backward(engine, request, inputs, scored)
+            dq, dk, dv = [memory.deliver(view) for view in views]
+    return dq, dk, dv, *(scores.learnt(request, scored, *learnt) if scores and scored else ())
 
 
 # What depends on shapes and types ------------------------------------------------------------------------
@@ -161,7 +196,13 @@ def _backward_request(
 
 
 def _queue_forward(
-    engine: Any, request: Request, inputs: tuple[DeviceView, ...], *, return_lse: bool, out: Any
+    engine: Any,
+    request: Request,
+    inputs: tuple[DeviceView, ...],
+    *,
+    return_lse: bool,
+    out: Any,
+    scored: Scored | None,
 ) -> list[DeviceView]:
     """Queue a forward call on the current device: views of `out` and, if asked for, `lse`."""
     q = inputs[0]
@@ -176,28 +217,86 @@ def _queue_forward(
         in_order = (result, *inputs)
         stream = memory.join(in_order)
     lse = None
-    if return_lse:
+    sink = scored.sink if scored else None
+    if return_lse or sink is not None:
         lse = memory.allocate(result.library, rows, request.accumulator, q.device, stream)
     if 0 not in shape:
-        _run(engine.forward, request, q.device, (*inputs, result, lse))
+        changes = () if scored is None else _on_device(scored, request, q.device, stream, gradients=False)
+        _run(engine.forward, request, q.device, (*inputs, result, lse), changes)
+    if sink is not None and lse is not None and lse.size:
+        from .sinks import add_sink
+
+        whole, sums = _at_least_heads(result, lse)
+        add_sink(whole, sums, sink, stream)
     memory.release(in_order, stream)
-    return [result] if lse is None else [result, lse]
+    return [result, lse] if return_lse and lse is not None else [result]
 
 
-def _queue_backward(engine: Any, request: Request, inputs: tuple[DeviceView, ...]) -> list[DeviceView]:
-    """Queue a backward call on the current device: views of dq, dk and dv."""
+def _queue_backward(
+    engine: Any, request: Request, inputs: tuple[DeviceView, ...], scored: Scored | None
+) -> tuple[list[DeviceView], Learnt]:
+    """Queue a backward call on the current device: views of dq, dk and dv, and what `scored` learns."""
     qkv = inputs[1:4]
     q = qkv[0]
     stream = memory.join((q, *inputs))  # q's, as in the forward call
     gradients = [memory.allocate(q.library, view.shape, request.dtype, q.device, stream) for view in qkv]
+    learnt: Learnt = [], None
     if request.batch:
-        _run(engine.backward, request, q.device, (*inputs, *gradients))
+        changes = () if scored is None else _on_device(scored, request, q.device, stream, gradients=True)
+        _run(engine.backward, request, q.device, (*inputs, *gradients), changes)
+        if scored is not None:
+            learnt = _learnt(scored, changes, request, inputs, stream)
     memory.release(inputs, stream)
-    return gradients
+    return gradients, learnt
+
+
+def _learnt(
+    scored: Scored, changes: tuple[Any, ...], request: Request, inputs: tuple[DeviceView, ...], stream: int
+) -> Learnt:
+    """Gradients of numbers, back on the host: waits for the kernels."""
+    of_steps: list[Any] = []
+    of_sink = None
+    if changes and any(room is not None for room in changes[0].pairs):
+        from .changes import pair_gradients
+
+        of_steps = pair_gradients(scored.changes[0], changes[0], request, stream)
+    elif changes:
+        of_steps = [None] * len(changes[0].pairs)
+    if scored.sink is not None and scored.sink_learns:
+        from .sinks import sink_gradient
+
+        dout, _, _, _, out, lse = inputs
+        if lse.size:
+            require_contiguous(lse)
+            dout, out, lse = _at_least_heads(dout, out, lse)
+            of_sink = sink_gradient(dout, out, lse, scored.sink, stream)
+        else:
+            of_sink = np.zeros(request.heads)
+    return of_steps, of_sink
+
+
+def _at_least_heads(*views: DeviceView) -> tuple[DeviceView, ...]:
+    """The views with a heads axis, the last of them being lse."""
+    return views if len(views[-1].shape) > 1 else tuple(view.with_leading_axis() for view in views)
+
+
+def _on_device(
+    scored: Scored, request: Request, device: int, stream: int, *, gradients: bool
+) -> tuple[Any, ...]:
+    """What the engine is handed behind the arrays: one item or none."""
+    if not scored.changes:
+        return ()
+    from .changes import device_changes
+
+    return (device_changes(scored.changes[0], request, device, stream, gradients=gradients),)
 
 
 def _run(
-    function: Callable[..., None], request: Request, device: int, views: tuple[DeviceView | None, ...]
+    function: Callable[..., None],
+    request: Request,
+    device: int,
+    views: tuple[DeviceView | None, ...],
+    changes: tuple[Any, ...],
 ) -> None:
     """Call an engine. What it prepares in its first call of a kind may happen while a graph is captured."""
     met = function, device
@@ -206,10 +305,10 @@ def _run(
 
         function = in_order(function, request, forward=len(views) == _FORWARD_VIEWS)
     if met in request.memo:
-        function(request, *_with_heads_axis(views))
+        function(request, *_with_heads_axis(views), *changes)
     else:
         with streams.beside_capture():
-            function(request, *_with_heads_axis(views))
+            function(request, *_with_heads_axis(views), *changes)
         request.memo[met] = True
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DeviceView", "merged_stride"]
+from ..errors import EngineError
+
+__all__ = ["DeviceView", "Operand", "batch_parts", "merged_stride", "require_contiguous"]
+
+#: Address, or offset to one, and (batch, head, row, column) strides in bytes.
+Operand = tuple[int, tuple[int, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -104,3 +111,35 @@ def merged_stride(lengths: tuple[int, ...], strides: tuple[int, ...]) -> int | N
         if outer != length * inner:
             return None
     return axes[-1][1] if axes else 0
+
+
+def batch_parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[Operand, ...]]]:
+    """(first batch element, how many, operands): all at once if the axes before heads merge in every
+    array, else one by one. Addresses are relative to the arrays'.
+    """
+    lead = arrays[0].shape[:-3]
+    merged = [merged_stride(lead, array.strides[:-3]) for array in arrays]
+    if None not in merged:
+        pairs = zip(arrays, merged, strict=True)
+        yield (
+            0,
+            math.prod(lead),
+            tuple((0, (int(stride or 0), *array.strides[-3:])) for array, stride in pairs),
+        )
+        return
+    for first, place in enumerate(np.ndindex(lead)):
+        operands = []
+        for array in arrays:
+            offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
+            operands.append((offset, (0, *array.strides[-3:])))
+        yield first, 1, tuple(operands)
+
+
+def require_contiguous(lse: DeviceView) -> None:
+    """Refuse an lse that kernels cannot read with one stride."""
+    if lse.size and merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
+        raise EngineError(
+            f"lse with shape {lse.shape} and strides {lse.strides}, on the GPU",
+            "a contiguous lse, as the forward pass returns it",
+            "copy it to a contiguous array",
+        )

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ..jit import inlined, kernel
 
-__all__ = ["Csr", "canonical", "to_csr"]
+__all__ = ["Csr", "canonical", "entries_of", "to_csr"]
 
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -66,6 +66,36 @@ class Csr:
         indices = np.empty(self.nnz, _index_type(n_q))
         _transpose(self.indptr, self.indices, indptr, indices)
         return _frozen((n_k, n_q), indptr, indices)
+
+    @cached_property
+    def entries_by_key(self) -> npt.NDArray[np.int64]:
+        """For every entry of :attr:`transposed`, which entry of these rows it is; computed once.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> canonical((2, 3), np.array([0, 2, 3]), np.array([2, 0, 2])).entries_by_key.tolist()
+        [0, 1, 2]
+        """
+        numbers = np.empty(self.nnz, np.int64)
+        _number_by_key(self.indptr, self.indices, self.transposed.indptr, numbers)
+        numbers.flags.writeable = False
+        return numbers
+
+
+def entries_of(csr: Csr, indptr: npt.NDArray[Any], indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """For every pair of valid row lists, in any order, its number among the entries of `csr`, or -1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> csr = canonical((2, 4), np.array([0, 2, 3]), np.array([1, 3, 0]))
+    >>> entries_of(csr, np.array([0, 3, 4]), np.array([3, 0, 1, 0])).tolist()
+    [1, -1, 0, 2]
+    """
+    found = np.empty(len(indices), np.int64)
+    _find_entries(csr.indptr, csr.indices, indptr, indices, found)
+    return found
 
 
 def canonical(shape: tuple[int, int], indptr: npt.NDArray[Any], indices: npt.NDArray[Any]) -> Csr:
@@ -139,6 +169,32 @@ def _transpose(indptr, indices, new_indptr, new_indices):
         new_indptr[column] = new_indptr[column - 1]
     if len(new_indptr) > 0:
         new_indptr[0] = 0
+
+
+@kernel
+def _number_by_key(indptr, indices, new_indptr, numbers):
+    """For every entry of the transposed rows, which entry of the rows it is; as :func:`_transpose`."""
+    cursor = new_indptr.copy()
+    for position in range(len(indices)):
+        column = indices[position]
+        numbers[cursor[column]] = position
+        cursor[column] += 1
+
+
+@kernel
+def _find_entries(indptr, indices, wanted_indptr, wanted, found):
+    """Binary search of every wanted index in its row."""
+    for row in range(len(indptr) - 1):
+        for position in range(wanted_indptr[row], wanted_indptr[row + 1]):
+            index = wanted[position]
+            low, high = indptr[row], indptr[row + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if indices[middle] < index:
+                    low = middle + 1
+                else:
+                    high = middle
+            found[position] = low if low < indptr[row + 1] and indices[low] == index else -1
 
 
 @kernel

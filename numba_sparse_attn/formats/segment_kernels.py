@@ -316,6 +316,26 @@ def draw_rows(indptr_rows, indices, done, row_tiles, slots, touched, scratch, po
     return row_tiles, 0, 0
 
 
+@kernel
+def draw_tiles(tiles, row_tile, pool, indptr, runs):
+    """One tile row whose masks are given, empty ones included; there is room for all of them."""
+    masks, table, counts, _, _, _, _ = pool
+    count = row_start = indptr[row_tile]
+    for tile in range(len(tiles)):
+        mask_id = intern_mask(masks, table, counts, tiles[tile])
+        if mask_id != EMPTY:
+            count = _emit(runs, count, row_start, tile, tile + 1, mask_id)
+    indptr[row_tile + 1] = count
+
+
+@kernel
+def move_masks(source, count, pool, numbers):
+    """Enter masks of one pool into another: numbers[i] is what mask i is called there."""
+    masks, table, counts, _, _, _, _ = pool
+    for number in range(count):
+        numbers[number] = intern_mask(masks, table, counts, source[number])
+
+
 @inlined
 def _combine_masks(operation, left, right, memo, masks, table, counts, scratch):
     """Mask id of an operation on two masks (EMPTY allowed), remembered in `memo`."""

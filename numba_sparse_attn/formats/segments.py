@@ -22,7 +22,16 @@ from .pieces import PieceArray
 from .pool import MaskPool
 from .tiles import FULL, TILE, WORDS, Tiles
 
-__all__ = ["OPERATIONS", "Segments", "combine", "joined", "segments_from_pieces", "segments_from_rows"]
+__all__ = [
+    "OPERATIONS",
+    "Segments",
+    "combine",
+    "joined",
+    "moved_segments",
+    "segments_from_pieces",
+    "segments_from_rows",
+    "segments_from_tiles",
+]
 
 #: Truth tables of the set operations: bit ``2 * a + b`` of the number is the result for bits a, b.
 OPERATIONS = {"or": 0b1110, "and": 0b1000, "sub": 0b0100, "xor": 0b0110}
@@ -252,6 +261,53 @@ def joined(
     counts = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.indptr) for part in parts)])
     runs = np.concatenate([np.empty((0, 3), np.int32), *(part.runs for part in parts)])
     return Segments(shape, first_row_tile, np.cumsum(counts), runs, pool)
+
+
+def segments_from_tiles(
+    draw: Callable[[int, npt.NDArray[np.uint64]], None],
+    shape: tuple[int, int],
+    pool: MaskPool,
+    first_row_tile: int,
+    end_row_tile: int,
+    *,
+    proceed: Callable[[int], bool] = lambda done: True,
+) -> Segments | None:
+    """Segments of masks that ``draw(tile row, masks [column tiles, TILE * WORDS])`` sets, row by row.
+
+    None if ``proceed(tile rows done)`` says after one of them that the rest is not worth drawing.
+    """
+    row_tiles, column_tiles = end_row_tile - first_row_tile, tile_count(shape[1])
+    output = _Runs(row_tiles, 4 * row_tiles)
+    masks = np.empty((column_tiles, TILE * WORDS), np.uint64)
+    worthwhile = True
+
+    def step(done: int) -> tuple[int, int, int]:
+        nonlocal worthwhile
+        if output.indptr[done] + column_tiles > len(output.runs):
+            return done, column_tiles, column_tiles
+        if pool.count + column_tiles > len(pool.masks):
+            return done, 0, column_tiles
+        masks.fill(0)
+        draw(first_row_tile + done, masks)
+        kernels.draw_tiles(masks, done, pool.arrays, output.indptr, output.runs)
+        worthwhile = proceed(done + 1)
+        return done + 1 if worthwhile else row_tiles, 0, 0
+
+    output.complete(pool, row_tiles, step)
+    if not worthwhile:
+        return None
+    return output.finish(shape, first_row_tile, pool)
+
+
+def moved_segments(source: Segments, pool: MaskPool, first_row_tile: int, end_row_tile: int) -> Segments:
+    """Some tile rows of segments that cover all of them, with their masks in another pool."""
+    pool.reserve(source.pool.count)
+    numbers = np.empty(source.pool.count, np.int64)
+    kernels.move_masks(source.pool.masks, source.pool.count, pool.arrays, numbers)
+    indptr = source.indptr[first_row_tile : end_row_tile + 1]
+    runs = source.runs[indptr[0] : indptr[-1]].copy()
+    runs[:, 2] = numbers[runs[:, 2]]
+    return Segments(source.shape, first_row_tile, indptr - indptr[0], runs, pool)
 
 
 def combine(operation: str, left: Segments, right: Segments) -> Segments:

@@ -46,6 +46,8 @@ class Request:
     fold : int
         Into how many classes tokens fall by their number modulo this; the structures are those of a class,
         and apply to every one.
+    changed : tuple of str
+        Kinds of the changes that an engine applies to scores; their numbers come with each call.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -63,6 +65,7 @@ class Request:
     scale: float
     orders: tuple[Order, ...] = ()
     fold: int = 1
+    changed: tuple[str, ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

@@ -100,6 +100,15 @@ class Recipe:
         """Make it."""
         return self._make(*self._arguments, **self._keywords)
 
+    @classmethod
+    def of(cls, order: Order) -> Recipe:
+        """One whose order has been made."""
+        return cls(_itself, order)
+
+    def turned(self) -> Recipe:
+        """One for queries in the place of keys."""
+        return Recipe(_transposed, self)
+
     def same(self, other: Recipe) -> bool:
         """Whether both surely make the same order."""
         mine, its = ((*one._arguments, *one._keywords.items()) for one in (self, other))
@@ -110,6 +119,14 @@ class Recipe:
                 a is b or (not isinstance(a, np.ndarray) and a == b) for a, b in zip(mine, its, strict=True)
             )
         )
+
+
+def _itself(order: Order) -> Order:
+    return order
+
+
+def _transposed(recipe: Recipe) -> Order:
+    return recipe().T
 
 
 def as_order(value: Any, shape: tuple[int, int]) -> Order:

@@ -8,7 +8,7 @@ holds does not grow with the square of the length, nor, for regular patterns, wi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,51 @@ class Pattern:
         return cls(csr.shape, CsrSource(csr), name)
 
     @classmethod
+    def from_predicate(
+        cls,
+        mask_mod: Callable[[int, int, int], bool],
+        shape: tuple[int, int],
+        *,
+        heads: int | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """The pairs for which a function says yes.
+
+        Parameters
+        ----------
+        mask_mod : callable
+            ``mask_mod(head, i, j)``: whether query i sees key j. An ordinary Python function that Numba
+            compiles; it may read arrays that it closes over, as they are now: they become a part of it.
+        shape : (n_q, n_k)
+        heads : int, optional
+            How many heads to ask for; head 0 alone without it.
+        name : str, optional
+
+        Returns
+        -------
+        Pattern, or HeadPatterns with `heads`
+            One member for all heads if the function does not look at `head`.
+
+        Notes
+        -----
+        The function is called for every pair of a head when the pattern is first used. What is kept are runs
+        of tiles and each distinct 128 x 128 mask once, never a bit for every pair.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> document = np.array([0, 0, 1, 1, 1])
+        >>> Pattern.from_predicate(lambda head, i, j: j <= i and document[i] == document[j], (5, 5)).nnz
+        9
+        >>> reach = Pattern.from_predicate(lambda head, i, j: abs(i - j) <= head, (5, 5), heads=2)
+        >>> [member.nnz for member in reach]
+        [5, 13]
+        """
+        from ._predicate import pattern_of
+
+        return pattern_of(mask_mod, shape, heads, name)
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pattern:
         """Read a pattern that :meth:`save` or ``scipy.sparse.save_npz`` wrote.
 
@@ -249,7 +294,7 @@ class Pattern:
         >>> pattern.with_orders(nsa.orders.reverse_cuthill_mckee(pattern)).orders
         (<Order reverse Cuthill-McKee: 64 x 64>,)
         """
-        more = [Recipe(_given, as_order(order, self.shape)) for order in orders]
+        more = [Recipe.of(as_order(order, self.shape)) for order in orders]
         return Pattern(self.shape, self._source, self.name, orders=(*self._recipes, *more))
 
     def permuted(self, order: Any) -> Pattern:
@@ -498,7 +543,7 @@ class Pattern:
     def T(self) -> Pattern:
         """Queries and keys exchanged."""
         source = self._source.transposed(self.shape)
-        orders = [Recipe(_transposed, recipe) for recipe in self._recipes]
+        orders = [recipe.turned() for recipe in self._recipes]
         return Pattern(self.shape[::-1], source, f"({self.name}).T", orders=orders)
 
     def causal(self) -> Pattern:
@@ -532,14 +577,6 @@ class Pattern:
         from .heads import HeadPatterns
 
         return HeadPatterns([self], np.zeros(count, np.int32))
-
-
-def _transposed(recipe: Recipe) -> Order:
-    return recipe().T
-
-
-def _given(order: Order) -> Order:
-    return order
 
 
 def _is_operand(value: Any) -> bool:

@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from ..api import sparse_attention, sparse_attention_backward
 from ..formats.work import Request, Structure
@@ -29,9 +30,18 @@ Results = dict[str, _Array]
 
 
 def run_call(
-    problem: Problem, pattern: Any, *, engine: str = "auto", order: Any = "auto", poison: float = np.nan
+    problem: Problem,
+    pattern: Any,
+    *,
+    engine: str = "auto",
+    order: Any = "auto",
+    poison: float = np.nan,
+    scores: Any = None,
 ) -> Results:
     """Forward and backward through the public functions: "out", "lse", "dq", "dk" and "dv" by name.
+
+    What the backward pass returns for `scores` is there as "dscores0", "dscores1" and so on, as numbers;
+    those of a list stand one behind the other.
 
     Parameters
     ----------
@@ -43,6 +53,8 @@ def run_call(
         As for that function.
     poison : float
         What lies in rows that take part in no pair.
+    scores : changes of scores
+        The ones whose twins the problem has, if it has any.
 
     Examples
     --------
@@ -55,11 +67,22 @@ def run_call(
     """
 
     def call(q: _Array, k: _Array, v: _Array, dout: _Array, output: _MakeOutput) -> Results:
-        settings: dict[str, Any] = {"scale": problem.scale, "engine": engine, "order": order}
+        settings: dict[str, Any] = {
+            "scale": problem.scale,
+            "engine": engine,
+            "order": order,
+            "scores": scores,
+        }
         out = output((*q.shape[:-1], v.shape[-1]), problem.dtype)
         out, lse = sparse_attention(q, k, v, pattern, return_lse=True, out=out, **settings)
-        dq, dk, dv = sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
-        return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        dq, dk, dv, *learnt = sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
+        found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        for number, gradient in enumerate(learnt[0] if learnt else ()):
+            if gradient is not None:
+                parts = gradient if isinstance(gradient, list) else [gradient]
+                numbers = [part.data if sparse.issparse(part) else part for part in parts]
+                found[f"dscores{number}"] = np.concatenate(numbers) if numbers[1:] else numbers[0]
+        return found
 
     return _run_twice(problem, poison, call)
 

@@ -131,8 +131,10 @@ class Budget:
         >>> budget.check(out=budget.expected["out"].astype(np.float32))
         """
         for name, actual in results.items():
-            column = (..., None) if name == "lse" else (...,)
-            dtype = self.problem.accumulator if name == "lse" else self.problem.dtype
+            column = (..., None) if name == "lse" or self.expected[name].ndim == 1 else (...,)
+            dtype = self.problem.dtype if name in ("out", "dq", "dk", "dv") else np.asarray(actual).dtype
+            if name == "lse":
+                dtype = self.problem.accumulator
             assert_within_budget(
                 np.asarray(actual)[column],
                 self.expected[name][column],
@@ -158,6 +160,8 @@ def budget_for(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Bu
     stacked = problem.with_arrays(*(_stack(array, draws) for array in problem.arrays))
     errors = {}
     for name, low in low_precision_attention(stacked, gradients=gradients, seed=seed).items():
+        if name.startswith(("dchange", "dsink")):
+            low = low.reshape(draws, len(low) // draws, *low.shape[1:]).sum(axis=1)
         with np.errstate(invalid="ignore"):
             error = np.abs(low.astype(np.float64) - expected[name])
         errors[name] = np.where(low == expected[name], 0.0, error)  # -inf equals -inf
@@ -192,7 +196,7 @@ def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: i
     blocks = [slice(begin, begin + step) for begin in range(0, max(heads, 1), step)]
     parts = [
         _low_precision_heads(
-            q[block], k[block], v[block], dout[block], selected[block], problem, gradients, rng
+            q[block], k[block], v[block], dout[block], selected[block], problem, gradients, rng, block.start
         )
         for block in blocks
     ]
@@ -202,6 +206,9 @@ def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: i
     results = {}
     for name in parts[0]:
         whole = np.concatenate([part[name] for part in parts])
+        if name not in shapes:  # of parameters: a contribution a head
+            results[name] = whole
+            continue
         if name in ("dk", "dv"):
             whole = whole.reshape(kv_heads, group, *whole.shape[1:]).sum(axis=1)
         if name != "lse":
@@ -219,8 +226,12 @@ def _low_precision_heads(
     problem: Problem,
     gradients: bool,
     rng: np.random.Generator,
+    first: int,
 ) -> dict[str, Array]:
-    """Results of heads that are stacked along the first axis, in the accumulator's type."""
+    """Results of heads that are stacked along the first axis, in the accumulator's type.
+
+    `first` is the number of the first of them, counted through all axes before rows.
+    """
     sum_type = problem.accumulator.type
     scale, log2_e, ln_2 = sum_type(problem.scale), sum_type(_LOG2_E), sum_type(_LN_2)
 
@@ -253,15 +264,30 @@ def _low_precision_heads(
         return loose(total)
 
     with np.errstate(all="ignore"):
-        scores = loose(product(q, k.swapaxes(1, 2)) * sum_type(problem.scale * _LOG2_E))
+        heads_a_call = problem.q.shape[-3] if problem.q.ndim > 2 else 1
+        places = [divmod(first + number, heads_a_call) for number in range(len(q))]
+        everything = slice(0, q.shape[1])
+        slopes = []
+        if problem.changes:
+            scores = loose(product(q, k.swapaxes(1, 2)) * scale)
+            for change in problem.changes:
+                pairs = [change.apply(s, *place, everything) for s, place in zip(scores, places, strict=True)]
+                scores = loose(np.stack([changed for changed, _ in pairs]))
+                slopes.append(loose(np.stack([slope for _, slope in pairs])))
+            scores = loose(scores * log2_e)
+        else:
+            scores = loose(product(q, k.swapaxes(1, 2)) * sum_type(problem.scale * _LOG2_E))
         scores = np.where(selected, scores, sum_type(-np.inf))
-        peak = scores.max(axis=2, keepdims=True, initial=-np.inf)
+        sinks = np.full((len(q), 1, 1), -np.inf, sum_type)
+        if problem.sink is not None:
+            sinks[:, 0, 0] = [problem.sink[head] * _LOG2_E for _, head in places]
+        peak = np.maximum(scores.max(axis=2, keepdims=True, initial=-np.inf), sinks)
         # An online softmax subtracts a maximum that is not up to date: probabilities round elsewhere.
         stale = rng.random(peak.shape, np.float32).astype(sum_type)
         peak = np.where(np.isfinite(peak), peak + stale, sum_type(0.0))
         weights = np.where(selected, loose(np.exp2(scores - peak)), sum_type(0.0))
-        total = product(weights, np.ones((len(k), k.shape[1], 1), sum_type))
-        some = selected.any(axis=2, keepdims=True)
+        total = product(weights, np.ones((len(k), k.shape[1], 1), sum_type)) + loose(np.exp2(sinks - peak))
+        some = selected.any(axis=2, keepdims=True) | (sinks > -np.inf)
         out = np.where(some, loose(product(rounded(weights), v) / total), sum_type(0.0))
         lse = np.where(some, loose((peak + np.log2(total)) * ln_2), sum_type(-np.inf))
         results = {"out": out, "lse": lse[..., 0]}
@@ -269,7 +295,19 @@ def _low_precision_heads(
             weights = np.where(selected, loose(np.exp2(scores - loose(lse * log2_e))), sum_type(0.0))
             delta = loose((dout * up_or_down(out)).sum(axis=2, keepdims=True))
             dweights = np.where(selected, product(dout, v.swapaxes(1, 2)), delta)
-            dscores = rounded(loose(weights * (dweights - delta)))
+            dscores = loose(weights * (dweights - delta))
+            if problem.sink is not None:
+                shares = np.where(np.isneginf(lse), 0, loose(np.exp2(sinks - loose(lse * log2_e)))) * delta
+                results["dsink"] = np.zeros((len(q), heads_a_call), sum_type)
+                for number, (_, head) in enumerate(places):
+                    results["dsink"][number, head] = -shares[number].sum()
+            for number, change in reversed(list(enumerate(problem.changes))):
+                totals = [change.zeros() for _ in places]
+                for total, place, found in zip(totals, places, dscores, strict=True):
+                    change.add_gradient(np.where(np.isfinite(found), found, 0.0), *place, everything, total)
+                results[f"dchange{number}"] = np.stack(totals)
+                dscores = np.where(selected, loose(dscores * slopes[number]), sum_type(0.0))
+            dscores = rounded(dscores)
             results["dq"] = loose(product(dscores, k) * scale)
             results["dk"] = loose(product(dscores.swapaxes(1, 2), q) * scale)
             results["dv"] = product(rounded(weights).swapaxes(1, 2), dout)
@@ -277,13 +315,16 @@ def _low_precision_heads(
 
 
 def _oracle(problem: Problem, gradients: bool) -> dict[str, Array]:
-    out, lse = reference.forward(problem.q, problem.k, problem.v, problem.mask, problem.scale)
+    inputs = problem.q, problem.k, problem.v, problem.mask, problem.scale
+    settings: dict[str, Any] = {"changes": problem.changes, "sink": problem.sink}
+    out, lse = reference.forward(*inputs, **settings)
     if not gradients:
         return {"out": out, "lse": lse}
-    dq, dk, dv = reference.backward(
-        problem.dout, problem.q, problem.k, problem.v, problem.mask, problem.scale
-    )
-    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    dq, dk, dv, changed, dsink = reference.backward_of_changes(problem.dout, *inputs, **settings)
+    found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    if problem.sink is not None:
+        found["dsink"] = dsink
+    return found | {f"dchange{number}": gradient for number, gradient in enumerate(changed)}
 
 
 def _stack(array: Array, count: int) -> Array:

@@ -34,6 +34,10 @@ class Problem:
         All of one float dtype.
     mask : bool, broadcastable to (..., heads, n_q, n_k)
     scale : float
+    changes : tuple
+        What the scaled scores go through: the oracle's twins, of ``numba_sparse_attn.reference_scores``.
+    sink : (heads,), optional
+        Logits of a sink.
     """
 
     q: npt.NDArray[Any]
@@ -42,6 +46,8 @@ class Problem:
     dout: npt.NDArray[Any]
     mask: npt.NDArray[np.bool_]
     scale: float
+    changes: tuple[Any, ...] = ()
+    sink: npt.NDArray[Any] | None = None
 
     def __repr__(self) -> str:
         """Shapes and strides: numbers would say nothing."""

@@ -16,6 +16,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numba import cuda
 
+from numba_sparse_attn.cuda import changes as device_side
 from numba_sparse_attn.cuda import warp
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.view import DeviceView
@@ -25,6 +26,7 @@ from numba_sparse_attn.cuda.warp.forward import make_forward
 from numba_sparse_attn.cuda.warp.merge import make_add, make_merge
 from numba_sparse_attn.cuda.warp.schedule import PART_KEYS
 from numba_sparse_attn.formats import Csr, from_mask
+from numba_sparse_attn.scores._calls import CallScores
 from numba_sparse_attn.testing import (
     DTYPES,
     assert_margins_untouched,
@@ -41,7 +43,7 @@ from numba_sparse_attn.testing.strategies import views
 WRITES = {
     make_forward: {"out", "lse", "scratch"},
     make_merge: {"out", "lse"},
-    make_query_backward: {"dq", "scratch"},
+    make_query_backward: {"dq", "scratch", "pairs"},
     make_key_backward: {"dk", "dv", "scratch"},
     make_add: {"dq", "dk", "dv"},
 }
@@ -50,6 +52,10 @@ READS_TOO = {make_key_backward: {"scratch"}}
 
 #: Arrays that stand for device memory, each with its part in the engine, by identity.
 _known = {}
+
+
+def _copied_back(view, array, stream):
+    array[...] = view.owner.owner
 
 
 @st.composite
@@ -92,23 +98,29 @@ def widened(csr):
     return result
 
 
-def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan, engine=None):
-    """Results by name; `poison` in rows that no pair needs, NaN in outputs and around them."""
+def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan, engine=None, scores=()):
+    """Results by name; `poison` in rows that no pair needs, NaN in outputs and around them.
+
+    Gradients of `scores` are "dscores0" and so on, in the form in which users get them.
+    """
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
     request = request_for(problem, structures)
+    scored = CallScores(scores, "cuda-warp").of(request, q.shape[:-3])
     engine = SimulatedEngine(part_keys) if engine is None else engine
     shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
     results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
     results["lse"] = surrounded(nan_filled(q.shape[:-1], problem.accumulator))
     forward = {name: results.pop(name) for name in ("out", "lse")}
-    engine.forward(request, q, k, v, **forward)
+    engine.forward(request, q, k, v, **forward, changes=scored.changes)
+    learnt = ()
     if gradients:
-        engine.backward(request, dout, q, k, v, **forward, **results)
+        found = engine.backward(request, dout, q, k, v, **forward, **results, changes=scored.changes)
+        learnt = sum(CallScores(scores, "cuda-warp").learnt(request, scored, found, None), ())
         forward |= results
     for array in forward.values():
         assert_margins_untouched(array)
-    return forward
+    return forward | {f"dscores{i}": found for i, found in enumerate(learnt) if found is not None}
 
 
 class SimulatedEngine:
@@ -124,14 +136,14 @@ class SimulatedEngine:
         #: Names of the kernels that were launched, "shared" before those that stage.
         self.launched = []
 
-    def forward(self, request, q, k, v, out, lse):
-        self._run(warp.forward, request, q=q, k=k, v=v, out=out, lse=lse)
+    def forward(self, request, q, k, v, out, lse, changes=()):
+        self._run(warp.forward, request, changes, q=q, k=k, v=v, out=out, lse=lse)
 
-    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv):
+    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv, changes=()):
         arrays = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-        self._run(warp.backward, request, **arrays)
+        return self._run(warp.backward, request, changes, **arrays)
 
-    def _run(self, function, request, **arrays):
+    def _run(self, function, request, changes, **arrays):
         replaced = {
             "load_kernel": lambda make, shape, signature, threads, device, blocks=1: (make, shape, signature),
             "launch": self._launch,
@@ -146,13 +158,31 @@ class SimulatedEngine:
             "streams": mock.MagicMock(),
             "_LISTS": weakref.WeakKeyDictionary(),
         }
-        with mock.patch.multiple(warp, **replaced), mock.patch.multiple(lists, **lists_replaced):
-            function(request, *(self._view(name, array) for name, array in arrays.items()))
+        changes_replaced = {
+            "staging": SimpleNamespace(
+                to_device=lambda array, device, stream: self._view("number", array), to_host=_copied_back
+            ),
+            "memory": SimpleNamespace(scratch=lambda nbytes, device, stream: self._pairs(nbytes, request)),
+        }
+        with (
+            mock.patch.multiple(warp, **replaced),
+            mock.patch.multiple(lists, **lists_replaced),
+            mock.patch.multiple(device_side, **changes_replaced),
+        ):
+            backward = "dq" in arrays
+            made = [device_side.device_changes(each, request, 0, 0, gradients=backward) for each in changes]
+            function(request, *(self._view(name, array) for name, array in arrays.items()), *made)
+            if not (made and backward):
+                return []
+            return device_side.pair_gradients(changes[0], made[0], request, 0)
 
     def _view(self, name, array):
         _known[id(array)] = name, weakref.ref(array)
         address = array.__array_interface__["data"][0]
         return DeviceView(address, array.shape, array.strides, array.dtype, 0, 0, "other", array)
+
+    def _pairs(self, nbytes, request):
+        return self._view("pairs", nan_filled((nbytes // request.accumulator.itemsize,), request.accumulator))
 
     def _scratch(self, nbytes, device, stream, library):
         return self._view("scratch", nan_filled((nbytes // 4,), np.float32))
@@ -167,7 +197,10 @@ class SimulatedEngine:
             if array is None:
                 continue
             low, high = np.lib.array_utils.byte_bounds(array)
-            if any(low <= argument < high for argument in arguments):
+            # Numbers and pairs are reached through the settings, which are numbers, too.
+            if name in ("number", "pairs"):
+                (writable if name in WRITES[make] else readable).append(array)
+            elif any(low <= argument < high for argument in arguments):
                 if name in WRITES[make]:
                     writable.append(array)
                 if name not in WRITES[make] or name in READS_TOO.get(make, ()):

@@ -9,9 +9,11 @@ their combinations, minutes of compiling, are tried by
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
@@ -19,7 +21,16 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from hypothesis import settings
 
+from numba_sparse_attn.cuda.changes import CompiledFunction
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
+from numba_sparse_attn.cuda.sinks import (
+    GRADIENT_SIGNATURE,
+    SHARE_SIGNATURE,
+    SUM_SIGNATURE,
+    make_share,
+    make_sum,
+    make_terms,
+)
 from numba_sparse_attn.cuda.warp.backward import (
     KEY_SIGNATURE,
     KEY_STEPS,
@@ -32,6 +43,7 @@ from numba_sparse_attn.cuda.warp.backward import (
 from numba_sparse_attn.cuda.warp.forward import FORWARD_SIGNATURE, FORWARD_THREADS, make_forward
 from numba_sparse_attn.cuda.warp.merge import ADD_SIGNATURE, MERGE_SIGNATURE, make_add, make_merge
 from numba_sparse_attn.cuda.warp.shape import WARPS, shared_shape, warp_shape
+from numba_sparse_attn.scores._derivative import derivative_of
 from numba_sparse_attn.testing import DTYPES
 
 from .compiling import disassembled, instructions, ptx_of
@@ -107,6 +119,77 @@ def test_a_kernel_is_named_by_its_cubin():
     """And not by the report, which is empty where another library has loaded an old linker."""
     compiled = compile_kernel(make_merge("float32"), MERGE_SIGNATURE, TARGETS["sm_80"], 32 * WARPS)
     assert f"Compiling entry function '{compiled.name}' for 'sm_80'" in compiled.report
+
+
+def bent(score, head, i, j):
+    return 20.0 * math.tanh(score / 20.0) - TABLE[(i + j) % 64] * head
+
+
+TABLE = np.linspace(0.0, 1.0, 64)
+#: Changes of scores, and the registers that they may take.
+CHANGES = {
+    "bias": ((("bias", True),), 128),
+    "function": ((("softcap",), ("modify", CompiledFunction(bent, derivative_of(bent)))), 168),
+    "all": (
+        (
+            ("bias", True),
+            ("alibi", True),
+            ("relative", True),
+            ("softcap",),
+            ("modify", CompiledFunction(bent, derivative_of(bent))),
+        ),
+        168,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "changed", "target"),
+    [
+        ("forward", "float16", "all", "sm_90a"),
+        ("forward", "float64", "function", "sm_80"),
+        ("query backward", "bfloat16", "all", "sm_80"),
+        ("query backward", "float32", "bias", "sm_90a"),
+        ("key backward", "float16", "bias", "sm_80"),
+        ("key backward", "float32", "all", "sm_90a"),
+    ],
+)
+def test_registers_hold_changes_of_scores_too(name, dtype, changed, target):
+    kinds, registers = CHANGES[changed]
+    shape = replace(shape_of(dtype, 64, "chunks"), changes=kinds)
+    compiled = compiled_of(name, shape, target)
+    assert "warning" not in compiled.report.lower()
+    found = {key: int(value) for key, value in _REPORT.search(compiled.report).groupdict().items()}
+    assert (found["stack"], found["stores"], found["loads"]) == (0, 0, 0)
+    assert found["registers"] <= (registers if dtype != "float64" else 255)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("make", "signature"),
+    [(make_share, SHARE_SIGNATURE), (make_terms, GRADIENT_SIGNATURE), (make_sum, SUM_SIGNATURE)],
+)
+def test_sinks_need_few_registers(make, signature, dtype):
+    report = compile_kernel(make(dtype), signature, TARGETS["sm_80"], 128).report
+    stack, stores, loads, registers = (int(number) for number in _REPORT.search(report).groups())
+    assert (stack, stores, loads) == (0, 0, 0) and registers <= 96
+
+
+def test_a_function_is_known_by_what_it_computes():
+    """Its cubin is found again in another process, and not taken for that of another function."""
+    same = CompiledFunction(bent, None)
+    assert repr(same) == repr(CompiledFunction(bent, None)) and same == CompiledFunction(bent, None)
+    made = [CompiledFunction(lambda score, head, i, j, by=by: score * by, None) for by in (1.0, 2.0)]
+    assert len({same, *made}) == 3
+    closed = []
+    for numbers in (np.zeros(3), np.ones(3)):
+        closed.append(CompiledFunction(lambda score, head, i, j, numbers=None: score + TABLE[0], None))
+        closed.append(_closing_over(numbers))
+    assert closed[0] == closed[2] and closed[1] != closed[3]
+
+
+def _closing_over(numbers):
+    return CompiledFunction(lambda score, head, i, j: score + numbers[j], None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

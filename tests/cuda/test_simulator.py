@@ -11,9 +11,11 @@ import pytest
 
 pytest.importorskip("numba.cuda", reason="numba.cuda is not installed: pip install numba-cuda")
 
-#: The warp engine, the tile engine on mma.sync, forward and backward, and orders of tokens.
+#: The warp engine, without and with changes of scores, the tile engine on mma.sync, forward and backward, and
+#: orders of tokens.
 CASES = (
     "simulator_cases.py",
+    "change_cases.py",
     "tile_simulator_cases.py",
     "tile_gradient_cases.py",
     "order_simulator_cases.py",

@@ -33,6 +33,7 @@ __all__ = [
     "load_element",
     "load_int32",
     "load_int64",
+    "load_own_element",
     "load_shared_chunk",
     "shared_elements",
     "shared_room",
@@ -303,6 +304,16 @@ def load_element(kind: str) -> Callable[[Any], Any]:
 
     def load(address: Any) -> Any:
         return accumulator(_elements(address, dtype, 1)[0])
+
+    return load
+
+
+def load_own_element(kind: str) -> Callable[[Any], Any]:
+    """Function ``(address)``: one element, widened, of memory that is written, too."""
+    dtype, accumulator = _DTYPES[kind], _accumulator(kind).type
+
+    def load(address: Any) -> Any:
+        return accumulator(_elements(address, dtype, 1, written=True)[0])
 
     return load
 

@@ -41,6 +41,11 @@ def why_not(request: Request) -> list[str]:
         reasons.append(f"head dimension {widest}; the tile engine takes up to {MOST_HEAD_DIM}")
     if min(request.head_dim, request.value_dim) < 1:
         reasons.append("a head dimension of 0; the tile engine takes 1 and more")
+    if request.changed:
+        kinds = ", ".join(request.changed)
+        reasons.append(
+            f"changes of scores ({kinds}); the tile engine takes sinks, cuda-warp and cpu take all"
+        )
     if not all(isinstance(structure, Tiles) for structure in request.structures):
         reasons.append("structures other than Tiles; the tile engine takes tile lists")
     if not math.isfinite(request.scale):

@@ -10,19 +10,19 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import EngineError
 from ...formats.csr import Csr
 from ...formats.work import Request
 from .. import memory, streams
+from ..changes import DeviceChanges
 from ..launch import launch, load_kernel
-from ..view import DeviceView, merged_stride
+from ..view import DeviceView, Operand, batch_parts, require_contiguous
 from .backward import (
     KEY_SIGNATURE,
     KEY_STEPS,
@@ -33,7 +33,7 @@ from .backward import (
     make_query_backward,
 )
 from .forward import FORWARD_SIGNATURE, FORWARD_THREADS, make_forward
-from .lists import Heads, Lists, by_key_of, heads_with, lists_of
+from .lists import Heads, Lists, by_key_of, entries_by_key_of, heads_with, lists_of
 from .merge import ADD_SIGNATURE, MERGE_SIGNATURE, make_add, make_merge
 from .shape import MOST_HEAD_DIM, SHARING_WARPS, WARPS, WarpShape, shared_shape, warp_shape
 
@@ -43,9 +43,6 @@ __all__ = ["backward", "forward", "why_not"]
 _MOST_ROWS_OF_BLOCKS = 65_535
 #: Different layouts of arrays whose launches are remembered for a call.
 _LAYOUTS_KEPT = 64
-
-#: Address and (batch, head, row, column) strides in bytes.
-_Operand = tuple[int, tuple[int, ...]]
 
 
 def why_not(request: Request) -> list[str]:
@@ -66,31 +63,6 @@ def why_not(request: Request) -> list[str]:
     if not all(isinstance(structure, Csr) for structure in request.structures):
         reasons.append("structures other than Csr; the warp engine takes CSR rows")
     return reasons
-
-
-# Batch elements ---------------------------------------------------------------------------------------------
-
-
-def _parts(arrays: tuple[DeviceView, ...]) -> Iterator[tuple[int, int, tuple[_Operand, ...]]]:
-    """(first batch element, how many, operands): all at once if the axes before heads merge in every
-    array, else one by one. Addresses are relative to the arrays'.
-    """
-    lead = arrays[0].shape[:-3]
-    merged = [merged_stride(lead, array.strides[:-3]) for array in arrays]
-    if None not in merged:
-        pairs = zip(arrays, merged, strict=True)
-        yield (
-            0,
-            math.prod(lead),
-            tuple((0, (int(stride or 0), *array.strides[-3:])) for array, stride in pairs),
-        )
-        return
-    for first, place in enumerate(np.ndindex(lead)):
-        operands = []
-        for array in arrays:
-            offset = sum(i * stride for i, stride in zip(place, array.strides[:-3], strict=True))
-            operands.append((offset, (0, *array.strides[-3:])))
-        yield first, 1, tuple(operands)
 
 
 # Launches ---------------------------------------------------------------------------------------------------
@@ -167,6 +139,7 @@ def _lists_and_shape(
     aligned: bool,
     *,
     mixed: bool = False,
+    changes: DeviceChanges | None = None,
 ) -> tuple[Lists, WarpShape]:
     """The schedule of a structure, and the kernel's shape: staging where rows have runs in common."""
     size = request.dtype.itemsize
@@ -180,7 +153,10 @@ def _lists_and_shape(
     shape = warp_shape(
         request.dtype.name, request.head_dim, request.value_dim, aligned=aligned, wide=wide, mixed=mixed
     )
-    staged = shared_shape(shape, SHARING_WARPS)
+    if changes is not None:
+        shape = replace(shape, changes=changes.kinds)
+    # What is staged has lost its place in the lists.
+    staged = None if changes and changes.by_entry else shared_shape(shape, SHARING_WARPS)
     lists = lists_of(csr, arrays[0].device, share=staged is not None, wide=wide)
     return lists, staged if staged is not None and lists.shared else shape
 
@@ -189,9 +165,17 @@ def _lists_and_shape(
 
 
 def forward(
-    request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView, lse: DeviceView | None
+    request: Request,
+    q: DeviceView,
+    k: DeviceView,
+    v: DeviceView,
+    out: DeviceView,
+    lse: DeviceView | None,
+    changes: DeviceChanges | None = None,
 ) -> None:
     """Queue attention into `out`, and into `lse` (contiguous) if there is one.
+
+    `changes` are on the device of the arrays, and ready where these are.
 
     Examples
     --------
@@ -200,24 +184,31 @@ def forward(
     addresses = [q.address, k.address, v.address, out.address]
     aligned = not (addresses[0] | addresses[1] | addresses[2] | addresses[3]) & 15
     strides = q.strides, k.strides, v.strides, out.strides
-    layout = "forward", lse is not None, aligned, out.device, q.shape, strides
+    kinds = changes.kinds if changes else ()
+    layout = "forward", lse is not None, aligned, out.device, q.shape, strides, kinds
     prepared = request.memo.get(layout)
     if prepared is None:
         arrays = (q, k, v, out)
-        prepared = _keep(request, layout, _prepare_forward(request, arrays, aligned, lse is not None))
+        made = _prepare_forward(request, arrays, aligned, lse is not None, changes)
+        prepared = _keep(request, layout, made)
     addresses.append(0 if lse is None else lse.address)
+    addresses.append(changes.settings if changes else 0)
     _run(prepared, addresses, out)
 
 
 def _prepare_forward(
-    request: Request, arrays: tuple[DeviceView, ...], aligned: bool, lse_wanted: bool
+    request: Request,
+    arrays: tuple[DeviceView, ...],
+    aligned: bool,
+    lse_wanted: bool,
+    changes: DeviceChanges | None,
 ) -> _Prepared:
     device, kind = arrays[0].device, request.dtype.name
     real = request.accumulator.itemsize
     lse_head = request.n_q * real
     launches: list[_Launch] = []
     scratch_bytes = 0
-    for first, length, operands in _parts(arrays):
+    for first, length, operands in batch_parts(arrays):
         offsets = [operand[0] for operand in operands]
         strides = [stride for operand in operands for stride in operand[1]]
         which = request.which[first : first + length].reshape(-1)
@@ -228,17 +219,18 @@ def _prepare_forward(
             group = heads_with(which, number, device)
             if not group.number or not csr.shape[0]:
                 continue
-            lists, shape = _lists_and_shape(request, csr, arrays, aligned)
+            lists, shape = _lists_and_shape(request, csr, arrays, aligned, changes=changes)
             heads = (group.table, group.number, request.heads)
-            rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments, *heads)
-            rest += (request.group, lists.parts, request.head_dim, request.value_dim, *strides)
+            rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
+            rest += (group.table, group.number, first * request.heads, request.heads, request.group)
+            rest += (lists.parts, request.head_dim, request.value_dim, *strides)
             launches.append(
                 _Launch(
                     _loaded(make_forward, shape, FORWARD_SIGNATURE, FORWARD_THREADS, device),
                     _grid(lists.blocks, group.number),
                     shape.threads,
-                    (0, 1, 2, 3, lse_source, _SCRATCH),
-                    _none_if_zero((*offsets, lse_offset, 0)),
+                    (0, 1, 2, 3, lse_source, _SCRATCH, 5),
+                    _none_if_zero((*offsets, lse_offset, 0, 0)),
                     (*rest, request.scale / math.log(2.0)),
                     (lists, group),
                 )
@@ -264,7 +256,7 @@ def _prepare_forward(
 
 
 #: Places of the arrays of a backward call.
-_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE = range(9)
+_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE, _SETTINGS = range(10)
 
 
 def backward(
@@ -278,8 +270,11 @@ def backward(
     dq: DeviceView,
     dk: DeviceView,
     dv: DeviceView,
+    changes: DeviceChanges | None = None,
 ) -> None:
-    """Queue gradients into `dq`, `dk` and `dv`; the same bits every time.
+    """Queue gradients into `dq`, `dk` and `dv`, and what pairs contribute to those of `changes`.
+
+    The same bits every time.
 
     Examples
     --------
@@ -288,22 +283,15 @@ def backward(
     arrays = (q, k, v, out, dout, dq, dk, dv)
     addresses = [array.address for array in arrays]
     aligned = not functools.reduce(operator.or_, addresses) & 15
-    layout = "backward", aligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays]
+    kinds = changes.kinds if changes else ()
+    layout = "backward", aligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays], kinds
     prepared = request.memo.get(layout)
     if prepared is None:
-        _require_contiguous(lse)
-        prepared = _keep(request, layout, _prepare_backward(request, arrays, aligned))
+        require_contiguous(lse)
+        prepared = _keep(request, layout, _prepare_backward(request, arrays, aligned, changes))
     addresses.append(lse.address)
+    addresses.append(changes.settings if changes else 0)
     _run(prepared, addresses, dq)
-
-
-def _require_contiguous(lse: DeviceView) -> None:
-    if lse.size and merged_stride(lse.shape, lse.strides) not in (0, lse.dtype.itemsize):
-        raise EngineError(
-            f"lse with shape {lse.shape} and strides {lse.strides}, on the GPU",
-            "a contiguous lse, as the forward pass returns it",
-            "copy it to a contiguous array",
-        )
 
 
 class _Pass(NamedTuple):
@@ -312,16 +300,18 @@ class _Pass(NamedTuple):
     request: Request
     arrays: tuple[DeviceView, ...]
     aligned: bool
-    operands: tuple[_Operand, ...]
+    operands: tuple[Operand, ...]
+    heads_before: int  # in the batch elements before
     row_offset: int  # of lse and delta
     delta_bytes: int
+    changes: DeviceChanges | None
 
     def kernel_arguments(
         self, places: tuple[int, ...]
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Sources and offsets of arrays, lse, delta and partial sums; and the arrays' strides."""
-        sources = (*places, _LSE, _SCRATCH, _SCRATCH)
-        rows = (self.row_offset, self.row_offset, self.delta_bytes)
+        """Sources and offsets of arrays, lse, delta, partial sums and settings; and the arrays' strides."""
+        sources = (*places, _LSE, _SCRATCH, _SCRATCH, _SETTINGS)
+        rows = (self.row_offset, self.row_offset, self.delta_bytes, 0)
         offsets = (*(self.operands[place][0] for place in places), *rows)
         return sources, offsets, tuple(itertools.chain(*(self.operands[place][1] for place in places)))
 
@@ -342,14 +332,17 @@ class _Pass(NamedTuple):
         )
 
 
-def _prepare_backward(request: Request, arrays: tuple[DeviceView, ...], aligned: bool) -> _Prepared:
+def _prepare_backward(
+    request: Request, arrays: tuple[DeviceView, ...], aligned: bool, changes: DeviceChanges | None
+) -> _Prepared:
     launches: list[_Launch] = []
     lse_head = request.n_q * request.accumulator.itemsize
     # delta lies at the beginning of the temporary memory, partial sums behind it.
     delta_bytes = -(-request.which.size * lse_head // 256) * 256
     partial_bytes = 0
-    for first, length, operands in _parts(arrays):
-        one = _Pass(request, arrays, aligned, operands, first * request.heads * lse_head, delta_bytes)
+    for first, length, operands in batch_parts(arrays):
+        before = first * request.heads
+        one = _Pass(request, arrays, aligned, operands, before, before * lse_head, delta_bytes, changes)
         which = request.which[first : first + length]
         for queue in (_query_launches, _key_launches):
             added, needed = queue(one, which, lse_head)
@@ -368,9 +361,9 @@ def _query_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> 
         group = heads_with(which.reshape(-1), number, device)
         if not group.number or not csr.shape[0]:
             continue
-        lists, shape = _lists_and_shape(request, csr, one.arrays, one.aligned)
+        lists, shape = _lists_and_shape(request, csr, one.arrays, one.aligned, changes=one.changes)
         rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
-        rest += (group.table, group.number, request.heads, request.group)
+        rest += (group.table, group.number, one.heads_before, request.heads, request.group)
         rest += (lists.parts, request.head_dim, request.value_dim, *strides, request.scale)
         kernel = _loaded(make_query_backward, shape, QUERY_SIGNATURE, QUERY_THREADS, device)
         grid = _grid(lists.blocks, group.number)
@@ -393,18 +386,24 @@ def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tu
     kinds, kind_of = np.unique(which.reshape(-1, request.group), axis=0, return_inverse=True)
     for number, kind in enumerate(kinds):
         mixed = bool((kind != kind[0]).any())
-        by_key = by_key_of([request.structures[i] for i in (kind if mixed else kind[:1])])
+        structures = [request.structures[i] for i in (kind if mixed else kind[:1])]
+        by_key = by_key_of(structures)
         group = heads_with(kind_of.reshape(-1), number, device)
         if not by_key.shape[0]:
             continue
-        lists, shape = _lists_and_shape(request, by_key, one.arrays, one.aligned, mixed=mixed)
+        lists, shape = _lists_and_shape(
+            request, by_key, one.arrays, one.aligned, mixed=mixed, changes=one.changes
+        )
+        entries = entries_by_key_of(structures, device) if one.changes and one.changes.by_entry else None
         rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
-        rest += (group.table, group.number, request.kv_heads, request.group)
+        rest += (entries.address if entries else 0,)
+        rest += (group.table, group.number, one.heads_before, request.kv_heads, request.group)
         rest += (lists.parts, request.head_dim, request.value_dim, request.n_q, *strides, request.scale)
         shape = replace(shape, steps=KEY_STEPS)
         kernel = _loaded(make_key_backward, shape, KEY_SIGNATURE, KEY_THREADS, device)
         grid = _grid(lists.blocks, group.number)
-        launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, (lists, group)))
+        held = lists, group, entries
+        launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, held))
         if lists.parts:
             size = request.head_dim + request.value_dim
             for place, first, count in (

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from numba import cuda, float32, float64, int64, types
 
 from ..device import lanes as device
+from ..device.changes import change_tools
 from ..device.rows import own_head, own_item, row_tools
 from ..device.walk import make_walk
 from .shape import WarpShape
@@ -33,20 +34,20 @@ __all__ = [
 ]
 
 QUERY_SIGNATURE = types.void(
-    *[types.int64] * 9,  # q, k, v, out, dout, dq, lse, delta, workspace
+    *[types.int64] * 10,  # q, k, v, out, dout, dq, lse, delta, workspace, settings of changes (0: none)
     types.int64,  # bytes from one head's lse (and delta) to the next
     *[types.int64] * 5,  # items, indices, spans, runs, bounds
-    *[types.int64] * 4,  # heads of this launch: table or 0; number of heads, heads a batch element, group
+    *[types.int64] * 5,  # heads: table or 0; number, heads before, heads a batch element, group
     *[types.int64] * 3,  # parts, head_dim, value_dim
     *[types.int64] * 24,  # (batch, head, row, column) strides of q, k, v, out, dout, dq in bytes
     types.float64,  # scale
 )
 
 KEY_SIGNATURE = types.void(
-    *[types.int64] * 9,  # q, k, v, dout, dk, dv, lse, delta, workspace
+    *[types.int64] * 10,  # q, k, v, dout, dk, dv, lse, delta, workspace, settings of changes (0: none)
     types.int64,  # bytes from one head's lse (and delta) to the next
-    *[types.int64] * 5,  # items, indices, spans, runs, bounds
-    *[types.int64] * 4,  # key heads of this launch: table or 0; number, key heads a batch element, group
+    *[types.int64] * 6,  # items, indices, spans, runs, bounds, numbers of the entries in their rows
+    *[types.int64] * 5,  # key heads: table or 0; number, query heads before, key heads a batch element, group
     *[types.int64] * 4,  # parts, head_dim, value_dim, queries
     *[types.int64] * 24,  # (batch, head, row, column) strides of q, k, v, dout, dk, dv in bytes
     types.float64,  # scale
@@ -76,11 +77,13 @@ def make_query_backward(shape: WarpShape) -> Callable[..., None]:
         kind, sharing, chunk, shape.aligned, shape.exact
     )
     log2_e = 1.0 / math.log(2.0)
+    changes = change_tools(shape.changes, shape.real, steps, keys_a_step, False)
+    start_changes, enter_changes, bend, back = changes
 
     @cuda.jit(device=True, inline="always")
     def take(keys, values, rows, members, left, own):
         """Add one round's share of dq; `fixed` is (lse in base 2, delta)."""
-        query, incoming, total, scores, slopes, fixed = own
+        query, incoming, total, scores, slopes, fixed, writes, where = own
         for s in range(steps):
             scores[s] = real(0.0)
             for e in range(key_words):
@@ -90,17 +93,20 @@ def make_query_backward(shape: WarpShape) -> Callable[..., None]:
                 slopes[s] += incoming[e] * values[s * value_words + e]
         sum_over_key(scores, steps)
         sum_over_key(slopes, steps)
+        bend(scores, rows, left, int64(0), where)
         for s in range(steps):
             if s * keys_a_step < left:
                 slope = exp2(scores[s] - fixed[0]) * (slopes[s] - fixed[1])
+                slope = back(slope, s, left, writes, where)
                 for e in range(key_words):
                     total[e] += slope * keys[s * key_words + e]
 
     gather, stage = make_walk(shape, take)
 
     def kernel(
-        q, k, v, out, dout, dq, lse, delta, workspace, lse_head, items, indices, spans, runs, bounds,
-        table, heads_here, heads, group, parts, head_dim, value_dim,
+        q, k, v, out, dout, dq, lse, delta, workspace, settings, lse_head,
+        items, indices, spans, runs, bounds,
+        table, heads_here, heads_before, heads, group, parts, head_dim, value_dim,
         q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,
         v_batch, v_head, v_row, v_column, out_batch, out_head, out_row, out_column,
         dout_batch, dout_head, dout_row, dout_column, dq_batch, dq_head, dq_row, dq_column,
@@ -141,7 +147,9 @@ def make_query_backward(shape: WarpShape) -> Callable[..., None]:
         for e in range(key_words):
             query[e] *= real(scale * log2_e)
             total[e] = real(0.0)
-        own = (query, incoming, total, scores, slopes, fixed)
+        where = start_changes(some_row, begin + count)
+        enter_changes(settings, heads_before + entry, head, where)
+        own = (query, incoming, total, scores, slopes, fixed, part == 0, where)
         keys = k + batch * k_batch + key_head * k_head
         values = v + batch * v_batch + key_head * v_head
         if shared:
@@ -189,11 +197,14 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
         kind, sharing, chunk, shape.aligned, shape.exact
     )
     log2_e = 1.0 / math.log(2.0)
+    changes = change_tools(shape.changes, shape.real, steps, rows_a_step, True)
+    start_changes, enter_changes, bend, back = changes
+    per_pair = mixed and bool(shape.changes)
 
     @cuda.jit(device=True, inline="always")
     def take(queries, incoming, rows, members, left, own):
         """Add one round's shares of dk and dv; `at` are the addresses of the head's lse and delta."""
-        key, value, key_total, value_total, scores, slopes, at, lse_head = own
+        key, value, key_total, value_total, scores, slopes, at, lse_head, change = own
         shifts = cuda.local.array(steps, real)
         products = cuda.local.array(steps, real)
         for s in range(steps):
@@ -213,10 +224,15 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
                 slopes[s] += value[e] * incoming[s * value_words + e]
         sum_over_key(scores, steps)
         sum_over_key(slopes, steps)
+        settings, entries, flat, where = change
+        if per_pair:
+            # A round has one row a place (KEY_STEPS), and with it one query head.
+            enter_changes(settings, flat[0] + int64(members[0]), flat[1] + int64(members[0]), where)
+        bend(scores, rows, left, entries, where)
         for s in range(steps):
             if s * rows_a_step < left:
                 probability = exp2(scores[s] - shifts[s])
-                slope = probability * (slopes[s] - products[s])
+                slope = back(probability * (slopes[s] - products[s]), s, left, False, where)
                 for e in range(key_words):
                     key_total[e] += slope * queries[s * key_words + e]
                 for e in range(value_words):
@@ -225,8 +241,9 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
     gather, stage = make_walk(shape, take)
 
     def kernel(
-        q, k, v, dout, dk, dv, lse, delta, workspace, lse_head, items, indices, spans, runs, bounds,
-        table, heads_here, heads, group, parts, head_dim, value_dim, length,
+        q, k, v, dout, dk, dv, lse, delta, workspace, settings, lse_head,
+        items, indices, spans, runs, bounds, entries,
+        table, heads_here, heads_before, heads, group, parts, head_dim, value_dim, length,
         q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,
         v_batch, v_head, v_row, v_column, dout_batch, dout_head, dout_row, dout_column,
         dk_batch, dk_head, dk_row, dk_column, dv_batch, dv_head, dv_row, dv_column,
@@ -254,7 +271,20 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
             key_total[e] = real(0.0)
         for e in range(value_words):
             value_total[e] = real(0.0)
-        own = (key, value, key_total, value_total, scores, slopes, at, lse_head)
+        where = start_changes(some_row, begin + count)
+        # The query head at hand, counted through batches and within one.
+        flat = cuda.local.array(2, int64)
+        own = (
+            key,
+            value,
+            key_total,
+            value_total,
+            scores,
+            slopes,
+            at,
+            lse_head,
+            (settings, entries, flat, where),
+        )
         # Mixed indices name the head of the group: one walk is all.
         for member in range(1 if mixed else group):
             head = key_head * group + member
@@ -262,6 +292,9 @@ def make_key_backward(shape: WarpShape) -> Callable[..., None]:
             incoming = dout + batch * dout_batch + head * dout_head
             rows = (batch * heads * group + head) * lse_head
             at[0], at[1] = lse + rows, delta + rows
+            flat[0], flat[1] = heads_before + batch * heads * group + head, head
+            if not per_pair:
+                enter_changes(settings, flat[0], head, where)
             if shared:
                 stage(
                     queries, q_row, head_dim, incoming, dout_row, value_dim,

@@ -18,6 +18,7 @@ import numpy as np
 from numba import cuda, float32, float64, int64, types
 
 from ..device import lanes as device
+from ..device.changes import change_tools
 from ..device.rows import own_head, own_item, row_tools
 from ..device.walk import make_walk
 from .shape import WarpShape
@@ -25,10 +26,10 @@ from .shape import WarpShape
 __all__ = ["FORWARD_SIGNATURE", "FORWARD_THREADS", "make_forward"]
 
 FORWARD_SIGNATURE = types.void(
-    *[types.int64] * 6,  # q, k, v, out, lse (0: not wanted), workspace
+    *[types.int64] * 7,  # q, k, v, out, lse (0: not wanted), workspace, settings of changes (0: none)
     types.int64,  # bytes from one head's lse to the next
     *[types.int64] * 5,  # items, indices, spans, runs, bounds
-    *[types.int64] * 4,  # heads of this launch: table or 0; number of heads, heads a batch element, group
+    *[types.int64] * 5,  # heads: table or 0; number, heads before, heads a batch element, group
     *[types.int64] * 3,  # parts, head_dim, value_dim
     *[types.int64] * 16,  # (batch, head, row, column) strides of q, k, v, out in bytes
     types.float64,  # scale * log2(e)
@@ -61,16 +62,19 @@ def make_forward(shape: WarpShape) -> Callable[..., None]:
         kind, sharing, chunk, shape.aligned, shape.exact
     )
     natural, lowest, stale = math.log(2.0), _LOWEST[shape.real], _STALE
+    changes = change_tools(shape.changes, shape.real, steps, keys_a_step, False)
+    start_changes, enter_changes, bend = changes.start, changes.enter, changes.bend
 
     @cuda.jit(device=True, inline="always")
     def take(keys, values, rows, members, left, own):
         """Online softmax over one round; `softmax` is (shift, weight) of this lane's place."""
-        query, total, scores, softmax = own
+        query, total, scores, softmax, where = own
         for s in range(steps):
             scores[s] = real(0.0)
             for e in range(key_words):
                 scores[s] += query[e] * keys[s * key_words + e]
         sum_over_key(scores, steps)
+        bend(scores, rows, left, int64(0), where)
         highest = real(lowest)
         for s in range(steps):
             if s * keys_a_step < left:
@@ -91,8 +95,8 @@ def make_forward(shape: WarpShape) -> Callable[..., None]:
     gather, stage = make_walk(shape, take)
 
     def kernel(
-        q, k, v, out, lse, workspace, lse_head, items, indices, spans, runs, bounds,
-        table, heads_here, heads, group, parts, head_dim, value_dim,
+        q, k, v, out, lse, workspace, settings, lse_head, items, indices, spans, runs, bounds,
+        table, heads_here, heads_before, heads, group, parts, head_dim, value_dim,
         q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,
         v_batch, v_head, v_row, v_column, out_batch, out_head, out_row, out_column,
         factor,
@@ -114,7 +118,9 @@ def make_forward(shape: WarpShape) -> Callable[..., None]:
         for e in range(value_words):
             total[e] = real(0.0)
         softmax[0], softmax[1] = real(lowest), real(0.0)
-        own = (query, total, scores, softmax)
+        where = start_changes(max(row, int64(0)), begin + count)
+        enter_changes(settings, heads_before + entry, head, where)
+        own = (query, total, scores, softmax, where)
         keys = k + batch * k_batch + key_head * k_head
         values = v + batch * v_batch + key_head * v_head
         if shared:

@@ -22,7 +22,7 @@ from ..view import DeviceView
 from .schedule import PART_KEYS, Schedule, make_schedule, share_runs
 from .shape import SHARING_WARPS, WARPS
 
-__all__ = ["Heads", "Lists", "by_key_of", "heads_with", "lists_of"]
+__all__ = ["Heads", "Lists", "by_key_of", "entries_by_key_of", "heads_with", "lists_of"]
 
 
 class Lists(NamedTuple):
@@ -121,6 +121,31 @@ def by_key_of(structures: Sequence[Structure]) -> Csr:
         # References to the others keep their ids theirs; the first is the key of the dictionary.
         kept[key] = csr, tuple(structures[1:])
     return kept[key][0]
+
+
+_ENTRIES: weakref.WeakKeyDictionary[Csr, dict[int, DeviceView]] = weakref.WeakKeyDictionary()
+
+
+def entries_by_key_of(structures: Sequence[Structure], device: int) -> DeviceView:
+    """For every entry of :func:`by_key_of`, which entry of its head's rows it is; on a device."""
+    by_key = by_key_of(structures)
+    with _LISTS_LOCK:
+        known = _ENTRIES.setdefault(by_key, {})
+        if device not in known:
+            sides = [
+                sparse.csr_array(
+                    # Numbers from 1: what is 0 would not be stored.
+                    (structure.entries_by_key + 1, structure.transposed.indices, structure.transposed.indptr),
+                    shape=structure.transposed.shape,
+                )
+                for structure in structures
+                if isinstance(structure, Csr)
+            ]
+            numbers = sparse.hstack(sides, format="csr").data - 1
+            stream = streams.own_stream(device)
+            known[device] = staging.to_device(numbers, device, stream)
+            streams.stream_object(stream, device).sync()
+        return known[device]
 
 
 class Heads(NamedTuple):

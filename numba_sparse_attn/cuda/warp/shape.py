@@ -8,6 +8,7 @@ along a key. ``steps`` such loads are in flight before the first is used.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 __all__ = ["MOST_HEAD_DIM", "SHARING_WARPS", "WARPS", "WarpShape", "shared_shape", "warp_shape"]
 
@@ -58,6 +59,8 @@ class WarpShape:
         Warps of a block.
     tile : int
         Rows that are staged in shared memory at a time; 0 if every warp reads its own from global memory.
+    changes : tuple
+        What scores go through: see ``cuda/device/changes.py``.
     """
 
     kind: str
@@ -71,6 +74,7 @@ class WarpShape:
     mixed: bool = False
     warps: int = WARPS
     tile: int = 0
+    changes: tuple[Any, ...] = ()
 
     @property
     def chunk(self) -> int:
@@ -100,7 +104,7 @@ class WarpShape:
         """
         held = (self.key_chunks + self.value_chunks) * self.chunk * self.real_bytes
         crowded = held > _MOST_CROWDED_BYTES or self.kind == "float64"
-        crowded = crowded or not self.aligned or self.wide or self.mixed
+        crowded = crowded or not self.aligned or self.wide or self.mixed or bool(self.changes)
         return 1 if crowded else threads // self.threads
 
     @property
