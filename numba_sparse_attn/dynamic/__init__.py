@@ -21,13 +21,18 @@ How this package is built:
 
 from __future__ import annotations
 
+from .adam import Adam
 from .adaptive import adaptive
+from .block_gates import Gates, block_gates, gate_gradients
+from .block_masses import block_masses
+from .block_predictor import BlockPredictor
 from .block_top_k import block_top_k
 from .compression import compress, compress_backward
 from .kmeans_routing import kmeans_centroids, kmeans_routing, kmeans_update
 from .landmarks_by_clustering import landmarks_by_clustering
 from .landmarks_by_importance import landmarks_by_importance
 from .landmarks_by_structure import landmarks_by_structure
+from .learned_blocks import learned_blocks
 from .lsh import lsh
 from .mlp_routing import mlp_routing
 from .moba import moba
@@ -39,17 +44,24 @@ from .top_k import top_k
 from .vertical_slash import vertical_slash
 
 __all__ = [
+    "Adam",
+    "BlockPredictor",
     "Branches",
+    "Gates",
     "adaptive",
+    "block_gates",
+    "block_masses",
     "block_top_k",
     "compress",
     "compress_backward",
+    "gate_gradients",
     "kmeans_centroids",
     "kmeans_routing",
     "kmeans_update",
     "landmarks_by_clustering",
     "landmarks_by_importance",
     "landmarks_by_structure",
+    "learned_blocks",
     "lsh",
     "mlp_routing",
     "moba",
