@@ -107,7 +107,7 @@ def block_gates(
         ]
         for summary in summaries
     ]
-    shape = predictor.shape(call)
+    shape = predictor.counts(call)
     values = by_head(call, shape, lambda batch, head: made[batch][head].values(hard))
 
     def pullback(dvalues: Any) -> dict[str, Floats]:

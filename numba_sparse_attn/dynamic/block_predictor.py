@@ -171,7 +171,7 @@ class BlockPredictor:
         [[1.0, 0.0], [0.5, 0.5]]
         """
         call = self.call(q, k, causal)
-        return by_head(call, self.shape(call), lambda batch, head: self.masses(call, batch, head))
+        return by_head(call, self.counts(call), lambda batch, head: self.masses(call, batch, head))
 
     def masses(self, call: Call, batch: int, head: int) -> Floats:
         """What :meth:`predict` gives for one head."""
@@ -196,7 +196,7 @@ class BlockPredictor:
         call = self.call(q, k, causal)
         masses = block_masses(
             q, k, self.block, query_block=self.query_block, causal=causal, scale=scale
-        ).reshape(len(call.q), call.heads, *self.shape(call))
+        ).reshape(len(call.q), call.heads, *self.counts(call))
         return [Lesson(self.summary(call, batch), target) for batch, target in enumerate(masses)]
 
     def fit(
@@ -263,6 +263,8 @@ class BlockPredictor:
             )
         return cls(stored, int(sizes[0]), query_block=int(sizes[1]))
 
+    # From here on, what selections and gates ask of it.
+
     def call(self, q: Any, k: Any, causal: Any) -> Call:
         """The checked arrays, if this predictor is for such."""
         call = Call.of(q, k, causal)
@@ -275,7 +277,7 @@ class BlockPredictor:
             )
         return call
 
-    def shape(self, call: Call) -> tuple[int, int]:
+    def counts(self, call: Call) -> tuple[int, int]:
         """(blocks of queries, blocks of keys)."""
         return -(-call.n_q // self.query_block), -(-call.n_k // self.block)
 

@@ -149,7 +149,7 @@ def learned_blocks(
     ::
 
         {(i, j) : block of j among the `budget` best for the block of i}
-        score of blocks a, b = the mass that :class:`BlockPredictor` predicts
+        score of blocks a, b = the mass that the predictor expects: the share of a's attention that b gets
 
     With `share` instead of `budget`, all blocks of queries of a head draw on one budget of pairs: those with
     the largest predicted masses are taken until the next one would not fit. Queries that attend to little
@@ -162,7 +162,7 @@ def learned_blocks(
     k : array (..., kv_heads, n_k, d) or (n_k, d)
         As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
     predictor : BlockPredictor
-        Trained by :meth:`BlockPredictor.fit`; it says how large blocks are.
+        Trained by its method `fit`; it also says how large blocks are.
     budget : int, sequence of int, or None
         Blocks of keys for every block of queries, those that are always in among them, at least 1; one
         number, or one for every query head. None if there is a `share`.
@@ -222,7 +222,7 @@ def learned_blocks(
         causal=causal,
     )
     if share is None:
-        budgets, blocks = call.per_head("budget", budget, low=1), predictor.shape(call)[1]
+        budgets, blocks = call.per_head("budget", budget, low=1), predictor.counts(call)[1]
 
         def select(batch: int, head: int) -> Pattern:
             scorer = predictor.scorer(call, batch, head)

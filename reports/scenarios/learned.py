@@ -26,14 +26,14 @@ from numba_sparse_attn import dynamic, patterns
 from reports.report_tables import markdown_table
 
 from . import documents
-from .comparison import bootstrap_interval, compare
+from .comparison import bootstrap_interval, causal_pairs, holm, paired_p
 from .documents import Document
-from .families import DENSE, Text, make_pattern
+from .families import Text, make_pattern
 from .model import Pretrained, load_model, model_path
 from .runs import RESULTS, Job, Results, Row, run_missing
-from .tables import comparison_table, interval, percent, points
+from .tables import interval, p_value, percent, points
 
-__all__ = ["FAMILIES", "REPORT", "expanded", "main", "report_text"]
+__all__ = ["FAMILIES", "REPORT", "main", "report_text"]
 
 REPORT = RESULTS.parent / "learned.md"
 ROWS = RESULTS / "learned.json"
@@ -181,62 +181,69 @@ def _jobs(pretrained: Pretrained, length: int, count: int | None) -> Iterator[Jo
         yield Job(key, length, partial(_measure, pretrained, predictors, chapter))
 
 
-def expanded(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for every family and budget, as the comparisons of the other scenarios take them."""
-    for row in rows:
-        about = {name: row[name] for name in ("document", "digest", "tokens")}
-        pairs = patterns.causal(row["tokens"]).nnz
-        yield {**about, "family": DENSE, "density": 1.0, "pairs": pairs, "recall": [1.0]}
-        for family, recall in row["recall"].items():
-            for budget, layers in zip(row["pairs"], recall, strict=True):
-                density = round(budget / pairs, 3)
-                yield {**about, "family": family, "density": density, "pairs": budget, "recall": layers}
+def _recall(rows: Sequence[Row], family: str, at: int) -> Floats:
+    """``[documents, layers]`` for one budget."""
+    return np.array([row["recall"][family][at] for row in rows])
 
 
-def _mean(row: Row) -> float:
-    return float(np.mean(row["recall"]))
-
-
-def _layer_table(rows: Sequence[Row], density: float) -> str:
-    """Recall by layer, for one budget."""
-    own = {
-        family: np.array(
-            [row["recall"] for row in rows if (row["family"], row["density"]) == (family, density)]
-        )
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """Recall by family for every budget, beside `learned`; and by layer for the one in the middle."""
+    differences = {
+        (at, family): (_recall(rows, family, at).mean(axis=1), _recall(rows, "learned", at).mean(axis=1))
+        for at in range(len(_BUDGETS))
         for family in FAMILIES
+        if family != "learned"
     }
+    adjusted = dict(zip(differences, holm([paired_p(*pair) for pair in differences.values()]), strict=True))
+    tokens = rows[0]["tokens"]
+    parts = []
+    for at, pairs in enumerate(rows[0]["pairs"]):
+        found = {family: _recall(rows, family, at).mean(axis=1) for family in FAMILIES}
+        best = found["oracle"].mean()
+        lines = []
+        for family in sorted(found, key=lambda family: -found[family].mean()):
+            own = found[family]
+            line = [f"`{family}`", interval(bootstrap_interval(own), percent), percent(own.mean() / best)]
+            if family == "learned":
+                line += ["", ""]
+            else:
+                beside = bootstrap_interval(own - found["learned"])
+                line += [interval(beside, points), p_value(adjusted[at, family])]
+            lines.append(line)
+        share = percent(pairs / causal_pairs(tokens))
+        header = ["family", "recall", "of the oracle's", "beside `learned`, in points", "p"]
+        parts += [f"## {share} of the pairs: {_BUDGETS[at]} blocks", markdown_table(header, lines)]
+    middle = len(_BUDGETS) // 2
+    by_layer = {family: _recall(rows, family, middle).mean(axis=0) for family in FAMILIES}
     lines = [
-        [str(layer), *(interval(bootstrap_interval(own[family][:, layer]), percent) for family in own)]
-        for layer in range(own["learned"].shape[1])
+        [str(layer), *(percent(one) for one in values)]
+        for layer, values in enumerate(zip(*by_layer.values(), strict=True))
     ]
-    return markdown_table(["layer", *(f"`{family}`" for family in own)], lines)
+    header = ["layer", *(f"`{family}`" for family in by_layer)]
+    return [*parts, f"## By layer, with {_BUDGETS[middle]} blocks", markdown_table(header, lines)]
 
 
 def report_text(path: Path = ROWS) -> str:
     """The page, from the rows."""
     content = json.loads(path.read_text("utf-8"))
-    rows = list(expanded(content["rows"]))
-    first = content["rows"][0]
-    chapters = ", ".join(f"`{name}`" for name in first["chapters"])
+    rows = content["rows"]
+    chapters = ", ".join(f"`{name}`" for name in rows[0]["chapters"])
+    measured = ", ".join(f"`{row['document']}`" for row in rows)
     commits = ", ".join(sorted({run["commit"] for run in content["runs"]}))
-    densities = sorted({row["density"] for row in rows if row["family"] != DENSE})
-    middle = densities[len(densities) // 2]
     parts = [
         "# Learned block patterns",
         "Made by `python -m reports.scenarios.learned --report` from `results/learned.json`; do not edit. "
-        f"Queries and keys are those of {content['model']['name']}, which reads with dense attention; recall "
-        "is the share of its mass that lies in a pattern, a mean over queries, heads and layers. A predictor a layer (`numba_sparse_attn.dynamic.BlockPredictor`, blocks of "
-        f"{first['block']}) has learned from {chapters}, and from nothing else; no document below is among "
-        "them. All families have the same budget of pairs, and use all of it but for a part of a block or of "
-        "a window's step. Brackets hold 95 % bootstrap intervals of the mean over documents; p-values are "
-        "those of two-sided permutation tests, documents paired, against dense attention and against the best "
-        "of the density, adjusted by Holm for all tests of the table.",
-        f"Commits {commits}. What a query sees besides its own block:",
+        f"Queries and keys are those of {content['model']['name']}, which reads {rows[0]['tokens']:,} tokens "
+        "with dense attention; recall is the share of its mass that lies in a pattern, a mean over queries, "
+        "heads and layers. A predictor a layer (`numba_sparse_attn.dynamic.BlockPredictor`, blocks of "
+        f"{rows[0]['block']}) has learned from {chapters}. It is measured on others: {measured}.",
+        "All families have the same budget of pairs, and use all of it but for a part of a block or of a "
+        "window's step. Brackets hold 95 % bootstrap intervals of the mean over documents; p-values are of "
+        "two-sided permutation tests of equal recall, documents paired, adjusted by Holm for all tests of "
+        f"the page. Commits {commits}.",
+        "What a query sees besides its own block:",
         "\n".join(f"- `{family}`: {what}" for family, what in FAMILIES.items()),
-        "## Recall of attention mass",
-        comparison_table(compare(rows, _mean, higher_is_better=True), "recall", percent, points),
-        f"## By layer, at {middle:.1%} of the pairs",
-        _layer_table(rows, middle),
+        *_tables(rows),
     ]
     return "\n\n".join(parts) + "\n"
 
