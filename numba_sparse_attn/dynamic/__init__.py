@@ -2,7 +2,8 @@
 
 A selection takes q and k and gives a :class:`~numba_sparse_attn.Pattern`, or one for every head as
 :class:`~numba_sparse_attn.HeadPatterns`; so engines, plans, gradients, set operations, pictures and files
-work on it as on any other pattern. What is selected is fixed: no gradient goes through the choice.
+work on it as on any other pattern. What is selected is fixed: no gradient goes through the choice, unless
+it is made by :func:`block_gates`.
 
 How this package is built:
 
@@ -16,6 +17,8 @@ How this package is built:
 - Sums are taken in float32, in float64 for float64 arrays. Scores exist for a panel of queries at a time.
 - What is chosen block by block stays a list of blocks: pieces where a block of queries shares its choice, a
   table of block numbers where every query has its own. Pairs are written out when an engine asks for them.
+- What is learned is learned here, from nothing but q, k and attention: the gradients of
+  :class:`BlockPredictor` are written by hand, and :class:`Adam` follows them.
 - Arrays in GPU memory are refused.
 """
 

