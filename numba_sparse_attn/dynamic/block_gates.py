@@ -34,7 +34,8 @@ class Gates:
     pattern : Pattern or HeadPatterns
         The chosen blocks: what :func:`learned_blocks` selects.
     pullback : callable
-        Gradients of the predictor's parameters, by name, from the gradient of the values.
+        Gradients of the predictor's parameters, by name, from the gradient of the values. To be called before
+        the parameters change.
     """
 
     values: Floats
@@ -70,8 +71,9 @@ def block_gates(
     ----------
     q, k, predictor, budget, first, local, causal
         As in :func:`learned_blocks`, with a number of blocks for a budget.
-    temperature : float
-        Above 0; nats of predicted log mass over which a soft gate opens.
+    temperature : float or sequence of float
+        Above 0; nats of predicted log mass over which a soft gate opens; one number, or one for every query
+        head.
     hard : bool
         Whether the values are 0 and 1, or those of the soft gates.
 
@@ -93,17 +95,18 @@ def block_gates(
     >>> dgates = nsa.dynamic.gate_gradients(dout, q, k, v, out, lse, 8, causal=True)
     >>> adam.step(gates.pullback(dgates), rate=1e-3)
     """
-    if not float(temperature) > 0.0:
-        raise ArgumentError(f"temperature={temperature!r}", "a number above 0", "pass 1.0")
     hard = check_flag("hard", hard)
     call = predictor.call(q, k, causal)
+    temperatures = call.per_head_float("temperature", temperature)
+    if not min(temperatures) > 0.0:
+        raise ArgumentError(f"temperature={temperature!r}", "numbers above 0", "pass 1.0")
     budgets = call.per_head("budget", budget, low=1)
     choice = predictor.blocks(call, first=check_int("first", first), local=check_int("local", local, low=1))
     summaries = [predictor.summary(call, batch) for batch in range(len(call.q))]
     made = [
         [
-            _HeadGates(choice, scores, budget, float(temperature))
-            for scores, budget in zip(predictor.scores(summary), budgets, strict=True)
+            _HeadGates(choice, *of_head)
+            for of_head in zip(predictor.scores(summary), budgets, temperatures, strict=True)
         ]
         for summary in summaries
     ]
@@ -154,19 +157,20 @@ class _HeadGates:
         always = reached & choice.always(slice(None), count)
         candidates = reached & ~always
         room = np.clip(budget - choice.forced, 0, candidates.sum(axis=1))
-        self._rows = np.flatnonzero((room > 0) & (room < candidates.sum(axis=1)))
-        self._temperature = temperature
         # The last that is chosen and the first that is not, among the blocks that compete.
-        ranked = np.where(candidates & ~np.isnan(scores), scores, -np.inf)[self._rows]
+        ranked = np.where(candidates & ~np.isnan(scores), scores, -np.inf)
         order = np.argsort(-ranked, axis=1, kind="stable")
-        places = room[self._rows, None] + np.array([-1, 0])
-        self._edge = np.take_along_axis(order, places, axis=1)
-        threshold = np.take_along_axis(ranked, self._edge, axis=1).mean(axis=1, keepdims=True)
+        rows = np.flatnonzero((room > 0) & (room < candidates.sum(axis=1)))
+        edge = np.take_along_axis(order[rows], room[rows, None] + np.array([-1, 0]), axis=1)
+        threshold = np.take_along_axis(ranked[rows], edge, axis=1).mean(axis=1, keepdims=True)
+        # Between scores that are not numbers there is no threshold to move.
+        some = np.isfinite(threshold[:, 0])
+        self._rows, self._edge, self._temperature = rows[some], edge[some], temperature
         self._hard = np.zeros(scores.shape, scores.dtype)
         row, place = np.nonzero(self.chosen >= 0)
         self._hard[row, self.chosen[row, place]] = 1.0
-        with np.errstate(over="ignore", invalid="ignore"):
-            opened = expit((ranked - threshold) / scores.dtype.type(temperature))
+        with np.errstate(over="ignore"):
+            opened = expit((ranked[self._rows] - threshold[some]) / scores.dtype.type(temperature))
         self._soft = self._hard.copy()
         self._soft[self._rows] = np.where(candidates[self._rows], opened, self._hard[self._rows])
         self._slope = np.where(candidates[self._rows], opened * (1.0 - opened), 0.0)

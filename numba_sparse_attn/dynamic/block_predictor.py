@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -310,15 +310,16 @@ class BlockPredictor:
         return _scores(own, *_projected(own, summary), summary.place)
 
     def pullback(self, summary: Summary, dscores: Floats) -> dict[str, Floats]:
-        """Gradients of the parameters, from those of the scores of all heads."""
-        queries, keys = _projected(self._parameters(summary), summary)
+        """Gradients of the parameters, from those of all scores: 0 where a score is no number."""
+        seen = replace(summary, queries=_finite(summary.queries), keys=_finite(summary.keys))
+        queries, keys = _projected(self._parameters(seen), seen)
         of_queries, of_keys = dscores @ keys, dscores.swapaxes(-1, -2) @ queries
         steps = _steps(summary.place, keys.shape[1]).reshape(-1)
         count = self.parameters["distance"].shape[1]
         by_head = {
-            "query_weight": summary.queries.swapaxes(-1, -2) @ of_queries,
+            "query_weight": seen.queries.swapaxes(-1, -2) @ of_queries,
             "query_bias": of_queries.sum(axis=1),
-            "key_weight": summary.keys.swapaxes(-1, -2) @ of_keys,
+            "key_weight": seen.keys.swapaxes(-1, -2) @ of_keys,
             "key_bias": of_keys.sum(axis=1),
             "distance": np.stack([np.bincount(steps, one.reshape(-1), count) for one in dscores]),
             "start": dscores[..., :1].sum(axis=1),
@@ -391,6 +392,11 @@ def _checked(parameters: Mapping[str, Any]) -> dict[str, Floats]:
 def _features(rows: Floats, block: int) -> Floats:
     """Mean, maxima and minima of every `block` rows, ``[blocks, 3 * d]``."""
     return np.concatenate([mean_of_blocks(rows, block), extremes_of_blocks(rows, block)], axis=1)
+
+
+def _finite(values: Floats) -> Floats:
+    """Zeros in place of NaN and infinity, which times a gradient of 0 would not be 0."""
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _projected(own: Mapping[str, Floats], summary: Summary) -> tuple[Floats, Floats]:

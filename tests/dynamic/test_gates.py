@@ -159,6 +159,22 @@ def test_half_precision_and_batches() -> None:
         np.testing.assert_allclose(gradient, parts[0][name] + parts[1][name], rtol=1e-6, atol=1e-9)
 
 
+def test_keys_that_are_not_numbers_move_nothing() -> None:
+    """One key of NaN: its block is not chosen while there are others, and spoils no gradient."""
+    q, k = arrays(0, 48, 48)
+    k[:, 13] = np.nan
+    predictor = moved(0, 6)
+    gates = dynamic.block_gates(q, k, predictor, 3, hard=False, causal=True)
+    assert np.isfinite(gates.values).all() and not gates.values[:, 5:, 2].any()
+    # With room for all but one, that one is the block of NaN: there is no threshold.
+    full = dynamic.block_gates(q, k, predictor, 7, hard=False, causal=True)
+    assert set(np.unique(full.values[:, 7])) == {0.0, 1.0}
+    for made in (gates, full):
+        gradients = made.pullback(np.ones_like(made.values) / (1.0 + made.values))
+        assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+        assert gradients["query_weight"].any() == (made is gates)
+
+
 def test_refusals() -> None:
     q, k = arrays(0, 20, 20)
     predictor = moved(0, 4)
