@@ -240,7 +240,8 @@ def report_text(path: Path = ROWS) -> str:
         "All families have the same budget of pairs, and use all of it but for a part of a block or of a "
         "window's step. Brackets hold 95 % bootstrap intervals of the mean over documents; p-values are of "
         "two-sided permutation tests of equal recall, documents paired, adjusted by Holm for all tests of "
-        f"the page. Commits {commits}.",
+        f"the page: of {len(rows)} documents none can be smaller than 2 / 2^{len(rows)} times the number of "
+        f"tests. Commits {commits}.",
         "What a query sees besides its own block:",
         "\n".join(f"- `{family}`: {what}" for family, what in FAMILIES.items()),
         *_tables(rows),
