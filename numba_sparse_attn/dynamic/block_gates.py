@@ -182,7 +182,9 @@ class _HeadGates:
     def pullback(self, dvalues: Floats) -> Floats:
         """Gradient of the scores, through the soft gates and their threshold."""
         dscores = np.zeros_like(dvalues)
-        moved = dvalues[self._rows] * self._slope / dvalues.dtype.type(self._temperature)
+        # A block of NaN has a gradient of NaN, and a gate that does not move.
+        given = np.where(self._slope != 0.0, dvalues[self._rows], 0.0)
+        moved = given * self._slope / dvalues.dtype.type(self._temperature)
         of_threshold = np.repeat(-0.5 * moved.sum(axis=1, keepdims=True), 2, axis=1)
         found = np.take_along_axis(moved, self._edge, axis=1) + of_threshold
         np.put_along_axis(moved, self._edge, found, axis=1)
@@ -212,7 +214,8 @@ def gate_gradients(
 
     with lse the logarithm of the sum below, the gates in it. Gates of 0 and 1 are attention over a pattern,
     whose out and lse go in here: nothing else of the gates is needed. It takes the time of dense attention,
-    a panel of queries at a time, as a block that is not chosen has to say what it would have changed.
+    a panel of queries at a time, as a block that is not chosen has to say what it would have changed. Where
+    it outweighs all that was chosen, its gradient is as large: :class:`Adam` clips.
 
     Parameters
     ----------
@@ -266,6 +269,8 @@ def gate_gradients(
         raise ShapeError(
             f"lse with shape {sums.shape}", f"shape {shape[:-1]}", "pass the lse of the same call"
         )
+    # A weight larger than the root of the largest number is cut to that: sums of such stay finite.
+    highest = kind.type(0.5 * np.log(np.finfo(kind).max))
     lses = sums.reshape(sizes.batch, -1, sizes.n_q, 1).astype(kind, copy=False)
 
     def gradients(batch: int, head: int) -> Floats:
@@ -277,7 +282,8 @@ def gate_gradients(
         def pairs(panel: slice) -> Floats:
             limits = call.visible[panel]
             with np.errstate(all="ignore"):
-                weights = np.exp(factor * scores_of(queries[panel], keys, limits) - total[panel])
+                above = factor * scores_of(queries[panel], keys, limits) - total[panel]
+                weights = np.exp(np.minimum(above, highest, out=above), out=above)
                 found = weights * (given[panel] @ own[: weights.shape[1]].T - mean[panel])
             unseen = np.arange(found.shape[1]) >= limits[:, None]
             found[unseen | np.isneginf(total[panel])] = 0.0

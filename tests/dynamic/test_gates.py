@@ -139,6 +139,15 @@ def test_fine_tuning_brings_outputs_nearer_to_those_of_dense_attention() -> None
     assert np.mean(losses[-10:]) < 0.9 * losses[0]
 
 
+def test_blocks_that_outweigh_the_chosen_ones_by_far_have_finite_gradients() -> None:
+    q, k = np.full((8, WIDTH), 20.0, np.float32), np.zeros((8, WIDTH), np.float32)
+    k[0] = 20.0  # 980 nats above all others
+    v = np.sin(np.arange(8.0, dtype=np.float32))[:, None]
+    out, lse = nsa.sparse_attention(q, k, v, nsa.patterns.sliding_window(8, 0), return_lse=True)
+    found = dynamic.gate_gradients(np.ones_like(out), q, k, v, out, lse, 2)
+    assert np.isfinite(found).all() and (np.abs(found[1:, 0]) > 1e18).all()
+
+
 def test_half_precision_and_batches() -> None:
     q, k = arrays(8, 32, 32)
     v = np.sin(k)
@@ -173,6 +182,13 @@ def test_keys_that_are_not_numbers_move_nothing() -> None:
         gradients = made.pullback(np.ones_like(made.values) / (1.0 + made.values))
         assert all(np.isfinite(gradient).all() for gradient in gradients.values())
         assert gradients["query_weight"].any() == (made is gates)
+    hard = dynamic.block_gates(q, k, predictor, 3, causal=True)
+    v = np.where(np.isnan(k), np.nan, np.cos(q[:2]))
+    chosen = hard.pattern - nsa.patterns.global_tokens(48, [13])
+    out, lse = nsa.sparse_attention(q, k, v, chosen, return_lse=True)
+    dgates = dynamic.gate_gradients(np.cos(out), q, k, v, out, lse, 6, causal=True)
+    assert np.isnan(dgates[:, 2:, 2]).all()
+    assert all(np.isfinite(gradient).all() for gradient in hard.pullback(dgates).values())
 
 
 def test_refusals() -> None:
