@@ -58,7 +58,7 @@ def read_arrays(path: str | os.PathLike[str], supported: str, advice: str) -> di
     try:
         with np.load(path, allow_pickle=False) as file:
             return {member: file[member] for member in file.files}
-    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         name = os.path.basename(path)
         raise FormatError(f"{name}, which is no readable .npz file ({error})", supported, advice) from error
 

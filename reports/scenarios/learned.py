@@ -63,7 +63,7 @@ _WINDOWS = {"sliding_window": "window", "sink_window": "sink_window"}
 
 
 class _Predictors:
-    """One for every layer, trained when the first document is to be measured."""
+    """One for every layer, trained when the first document is to be measured; that takes 2 GB for a while."""
 
     def __init__(self, pretrained: Pretrained, chapters: Sequence[Document]) -> None:
         self._pretrained, self._chapters = pretrained, chapters
