@@ -63,6 +63,7 @@ peers: $(VENV)/.installed-bench
 report: $(VENV)/.installed-plot
 	MPLBACKEND=Agg $(BIN)/python reports/make_report.py
 	$(BIN)/python -m reports.scenarios.summary
+	$(BIN)/python -m reports.scenarios.learned --report
 	$(BIN)/python reports/make_atlas.py --cards
 	MPLBACKEND=Agg $(BIN)/python -m reports.paper.build
 

@@ -43,6 +43,7 @@ OTHER_NAMES = (
     ("Quest", "quest", ""),
     ("Reformer", "lsh", ""),
     ("routing transformer", "kmeans_routing", "with `kmeans_update`"),
+    ("SeerAttention", "learned_blocks", "with `BlockPredictor`"),
     ("SnapKV", "landmarks_by_importance", "with `last=`"),
 )
 

@@ -2,7 +2,8 @@
 
 A selection takes q and k and gives a :class:`~numba_sparse_attn.Pattern`, or one for every head as
 :class:`~numba_sparse_attn.HeadPatterns`; so engines, plans, gradients, set operations, pictures and files
-work on it as on any other pattern. What is selected is fixed: no gradient goes through the choice.
+work on it as on any other pattern. What is selected is fixed: no gradient goes through the choice, unless
+it is made by :func:`block_gates`.
 
 How this package is built:
 
@@ -16,18 +17,25 @@ How this package is built:
 - Sums are taken in float32, in float64 for float64 arrays. Scores exist for a panel of queries at a time.
 - What is chosen block by block stays a list of blocks: pieces where a block of queries shares its choice, a
   table of block numbers where every query has its own. Pairs are written out when an engine asks for them.
+- What is learned is learned here, from nothing but q, k and attention: the gradients of
+  :class:`BlockPredictor` are written by hand, and :class:`Adam` follows them.
 - Arrays in GPU memory are refused.
 """
 
 from __future__ import annotations
 
+from .adam import Adam
 from .adaptive import adaptive
+from .block_gates import Gates, block_gates, gate_gradients
+from .block_masses import block_masses
+from .block_predictor import BlockPredictor
 from .block_top_k import block_top_k
 from .compression import compress, compress_backward
 from .kmeans_routing import kmeans_centroids, kmeans_routing, kmeans_update
 from .landmarks_by_clustering import landmarks_by_clustering
 from .landmarks_by_importance import landmarks_by_importance
 from .landmarks_by_structure import landmarks_by_structure
+from .learned_blocks import learned_blocks
 from .lsh import lsh
 from .mlp_routing import mlp_routing
 from .moba import moba
@@ -39,17 +47,24 @@ from .top_k import top_k
 from .vertical_slash import vertical_slash
 
 __all__ = [
+    "Adam",
+    "BlockPredictor",
     "Branches",
+    "Gates",
     "adaptive",
+    "block_gates",
+    "block_masses",
     "block_top_k",
     "compress",
     "compress_backward",
+    "gate_gradients",
     "kmeans_centroids",
     "kmeans_routing",
     "kmeans_update",
     "landmarks_by_clustering",
     "landmarks_by_importance",
     "landmarks_by_structure",
+    "learned_blocks",
     "lsh",
     "mlp_routing",
     "moba",

@@ -15,7 +15,7 @@ from ..patterns.pattern import Pattern
 from ._call import Call, Floats, Integers
 from ._panels import for_each_rows, largest, scores_of
 
-__all__ = ["Blocks", "mean_of_blocks"]
+__all__ = ["Blocks", "extremes_of_blocks", "mean_of_blocks"]
 
 
 def mean_of_blocks(array: Floats, block: int) -> Floats:
@@ -25,6 +25,16 @@ def mean_of_blocks(array: Floats, block: int) -> Floats:
         return array
     sums = np.add.reduceat(array, begins, axis=0)
     return np.asarray(sums / (ends - begins)[:, None].astype(array.dtype))
+
+
+def extremes_of_blocks(array: Floats, block: int) -> Floats:
+    """Maxima and then minima of the channels over every `block` rows, ``[blocks, 2 * d]``."""
+    begins = blocks(len(array), block)[0]
+    if not len(begins):
+        return np.concatenate([array, array], axis=1)
+    return np.concatenate(
+        [np.maximum.reduceat(array, begins, axis=0), np.minimum.reduceat(array, begins, axis=0)], axis=1
+    )
 
 
 class Blocks:
@@ -53,6 +63,17 @@ class Blocks:
             self._own = self.reach
         self._rows = begins, ends
 
+    @property
+    def forced(self) -> Integers:
+        """How many blocks every block of queries gets before all others."""
+        own = np.maximum(self.reach - np.maximum(self._own, self._first), 0)
+        return np.asarray(np.minimum(self._first, self.reach) + own)
+
+    def always(self, rows: slice, count: int) -> npt.NDArray[np.bool_]:
+        """Which of the first `count` blocks are chosen before all others, ``[rows, count]``."""
+        place = np.arange(count)
+        return np.asarray((place >= self._own[rows, None]) | (place < self._first))
+
     def choose(self, queries: Floats, keys: Floats, budget: int) -> npt.NDArray[np.int32]:
         """As :meth:`over_panels`, by ``queries @ keys.T`` with a row for every block in both."""
         return self.over_panels(
@@ -73,23 +94,60 @@ class Blocks:
         scores : callable
             ``scores(rows)`` gives ``[rows, blocks of keys]``, at least up to the panel's reach.
         """
-        own = np.maximum(self.reach - np.maximum(self._own, self._first), 0)
-        forced = np.minimum(self._first, self.reach) + own
-        budgets = np.maximum(budget, forced)
+        budgets = np.maximum(budget, self.forced)
         width = int(np.minimum(budgets, self.reach).max(initial=0))
         chosen = np.full((len(self.reach), width), -1, np.int32)
 
         def work(rows: slice) -> None:
             found = scores(rows)
-            place = np.arange(found.shape[1])
-            always = (place >= self._own[rows, None]) | (place < self._first)
-            found[always] = np.inf
+            found[self.always(rows, found.shape[1])] = np.inf
             best = largest(found, self.reach[rows], budgets[rows])
             chosen[rows, : best.shape[1]] = best[:, :width]
 
         if width:
             for_each_rows(len(self.reach), count, work)
         return chosen
+
+    def within(self, pairs: int, scores: Floats) -> npt.NDArray[np.int32]:
+        """As :meth:`over_panels`, all blocks of queries drawing on one budget of pairs.
+
+        Blocks are taken in the order of their scores until the next one would not fit; none after it is,
+        so that a larger budget keeps what a smaller one chose. Those that are chosen before all others are
+        in whatever the budget.
+
+        Parameters
+        ----------
+        pairs : int
+        scores : [query blocks, blocks of keys]
+            Written to. Of equal scores the first counts as larger, NaN counts as the smallest.
+        """
+        scores[np.isnan(scores)] = -np.inf
+        scores[self.always(slice(None), scores.shape[1])] = np.inf
+        candidates = np.flatnonzero(np.arange(scores.shape[1]) < self.reach[:, None])
+        order = candidates[np.argsort(-scores.reshape(-1)[candidates], kind="stable")]
+        spent = np.cumsum(self._pairs(scores.shape[1]).reshape(-1)[order])
+        count = max(int(np.searchsorted(spent, pairs, side="right")), int(self.forced.sum()))
+        row, number = np.divmod(np.sort(order[:count]), max(scores.shape[1], 1))
+        counts = np.bincount(row, minlength=len(scores))
+        chosen = np.full((len(scores), int(counts.max(initial=0))), -1, np.int32)
+        chosen[row, np.arange(count) - np.repeat(np.cumsum(counts) - counts, counts)] = number
+        return chosen
+
+    def _pairs(self, count: int) -> Integers:
+        """Pairs of every block of queries with every block of keys that the call may see."""
+        begins, ends = self._rows
+        rows = (ends - begins)[:, None]
+        edges = np.minimum(np.arange(count + 1, dtype=np.int64) * self._block, self._call.n_k)
+        if not self._call.causal:
+            return np.asarray(rows * np.diff(edges))
+
+        def triangle(height: Integers) -> Integers:
+            return np.asarray(np.where(height > 0, height * (height + 1) // 2, 0))
+
+        # Query i sees max(0, i + offset + 1 - edge) keys from an edge on: sums of those are triangles.
+        last = (ends + self._call.offset)[:, None] - edges
+        behind = triangle(last) - triangle(last - rows)
+        return np.asarray(behind[:, :-1] - behind[:, 1:])
 
     def pattern(self, chosen: npt.NDArray[np.int32], name: str) -> Pattern:
         """What the queries of every block see of the blocks that were chosen for them."""

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..patterns._arguments import check_int, title
-from ..patterns._spans import blocks
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._blocks import Blocks
-from ._call import Call, Floats
+from ._blocks import Blocks, extremes_of_blocks
+from ._call import Call
 from .catalogue import Array, Case, Mask, by_head, entry
 
 __all__ = ["quest"]
@@ -91,19 +90,9 @@ def quest(q: Any, k: Any, budget: Any, page: int, *, causal: bool = False) -> Pa
     choice = Blocks(call, page)
 
     def select(batch: int, head: int) -> Pattern:
-        queries, extremes = call.queries(batch, head), _extremes(call.keys(batch, head), page)
+        queries, extremes = call.queries(batch, head), extremes_of_blocks(call.keys(batch, head), page)
         # A factor of at least 0 meets the maximum of its channel, a smaller one the minimum.
         signed = np.concatenate([np.maximum(queries, 0.0), np.minimum(queries, 0.0)], axis=1)
         return choice.pattern(choice.choose(signed, extremes, budgets[head]), name)
 
     return call.stack(select)
-
-
-def _extremes(keys: Floats, page: int) -> Floats:
-    """Maxima and then minima of the channels, ``[pages, 2 * d]``."""
-    begins = blocks(len(keys), page)[0]
-    if not len(begins):
-        return np.concatenate([keys, keys], axis=1)
-    return np.concatenate(
-        [np.maximum.reduceat(keys, begins, axis=0), np.minimum.reduceat(keys, begins, axis=0)], axis=1
-    )

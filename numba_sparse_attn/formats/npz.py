@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import FormatError
 from .csr import Csr
 from .scipy_arrays import from_scipy
 
-__all__ = ["read_npz"]
+__all__ = ["read_arrays", "read_npz"]
 
 #: Arrays of each stored format beside ``format`` and ``shape``.
 _MEMBERS = {
@@ -52,18 +53,24 @@ def read_npz(path: str | os.PathLike[str]) -> Csr:
     return from_scipy(_stored_array(path))
 
 
+def read_arrays(path: str | os.PathLike[str], supported: str, advice: str) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an ``.npz`` file, none of them pickled; what is none is refused in these words."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {member: file[member] for member in file.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        name = os.path.basename(path)
+        raise FormatError(f"{name}, which is no readable .npz file ({error})", supported, advice) from error
+
+
 def _stored_array(path: str | os.PathLike[str]) -> Any:
     """The arrays of a file under the names that a SciPy array gives them."""
     name = os.path.basename(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {member: file[member] for member in file.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(
-            f"{name}, which is no readable .npz file ({error})",
-            "a file written by scipy.sparse.save_npz",
-            "write it again with save() or scipy.sparse.save_npz",
-        ) from error
+    arrays = read_arrays(
+        path,
+        "a file written by scipy.sparse.save_npz",
+        "write it again with save() or scipy.sparse.save_npz",
+    )
     label = arrays["format"].item() if "format" in arrays else b""
     kind = label.decode("ascii", "replace") if isinstance(label, bytes) else str(label)
     members = _MEMBERS.get(kind, ())

@@ -17,7 +17,6 @@ from scipy.special import erf
 import numba_sparse_attn as nsa
 
 __all__ = [
-    "Adam",
     "Back",
     "Floats",
     "Turn",
@@ -140,42 +139,3 @@ def cross_entropy(logits: Floats, targets: Integers) -> tuple[Floats, Back]:
         return (dlogits * dout[..., None],)
 
     return -np.take_along_axis(log_p, wanted, -1)[..., 0], back
-
-
-class Adam:
-    """Adam, for parameters that are changed in place.
-
-    Parameters
-    ----------
-    parameters : dict of arrays
-    decay : (float, float)
-        Of the means of gradients and of their squares, a step.
-    clip : float
-        Gradients are scaled down to this norm, all of them together, if theirs is larger.
-    """
-
-    def __init__(
-        self, parameters: dict[str, Floats], *, decay: tuple[float, float] = (0.9, 0.99), clip: float = 1.0
-    ) -> None:
-        self._parameters = parameters
-        self._decay = decay
-        self._clip = clip
-        self._steps = 0
-        self._mean = {name: np.zeros_like(value) for name, value in parameters.items()}
-        self._square = {name: np.zeros_like(value) for name, value in parameters.items()}
-
-    def step(self, gradients: dict[str, Floats], rate: float) -> None:
-        """Move every parameter against its gradient."""
-        self._steps += 1
-        first, second = self._decay
-        norm = float(np.sqrt(sum(float(np.vdot(value, value)) for value in gradients.values())))
-        scale = min(1.0, self._clip / max(norm, 1e-12))
-        # Both means begin at zero; dividing by these undoes that.
-        pace = rate / (1.0 - first**self._steps)
-        correction = 1.0 - second**self._steps
-        for name, value in self._parameters.items():
-            gradient = gradients[name] * value.dtype.type(scale)
-            mean, square = self._mean[name], self._square[name]
-            mean += (1.0 - first) * (gradient - mean)
-            square += (1.0 - second) * (gradient * gradient - square)
-            value -= (pace * mean / (np.sqrt(square / correction) + 1e-8)).astype(value.dtype)

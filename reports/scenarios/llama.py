@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,7 +76,14 @@ class Llama:
             ],
         )
 
-    def hidden(self, tokens: npt.ArrayLike, pattern: nsa.Pattern, *, engine: str = "cpu") -> Floats:
+    def hidden(
+        self,
+        tokens: npt.ArrayLike,
+        pattern: nsa.Pattern,
+        *,
+        engine: str = "cpu",
+        watch: Callable[[int, Floats, Floats], None] | None = None,
+    ) -> Floats:
         """What the last layer says at every position, normalised: times the embedding, the logits.
 
         Parameters
@@ -86,6 +94,9 @@ class Llama:
             as the set of a long pattern is not cheap to look at.
         engine : str
             Who computes the attention; "reference" is the oracle, in double precision.
+        watch : callable, optional
+            Is shown the number, the queries and the keys of every layer, ``[heads, n, head_dim]``, after
+            the rotation of positions.
         """
         numbers = np.asarray(tokens)
         if len(numbers) > self.context:
@@ -95,12 +106,15 @@ class Llama:
         )
         turn = self._rotation(len(numbers))
         state = self.embedding[numbers]
-        for weights in self.layers:
+        for layer, weights in enumerate(self.layers):
             inner = self._normalised(state, weights["attn_norm"])
             q = self._turned(inner @ weights["attn_q"].T, turn)
             k = self._turned(inner @ weights["attn_k"].T, turn)
             v = (inner @ weights["attn_v"].T).reshape(len(numbers), self.kv_heads, self.head_dim)
-            seen = attend(*(part.transpose(1, 0, 2) for part in (q, k, v)))
+            q, k, v = (part.transpose(1, 0, 2) for part in (q, k, v))
+            if watch is not None:
+                watch(layer, q, k)
+            seen = attend(q, k, v)
             state += seen.transpose(1, 0, 2).reshape(len(numbers), -1) @ weights["attn_output"].T
             inner = self._normalised(state, weights["ffn_norm"])
             gate = inner @ weights["ffn_gate"].T

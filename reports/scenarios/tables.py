@@ -23,6 +23,7 @@ __all__ = [
     "interval",
     "nats",
     "over_documents",
+    "p_value",
     "percent",
     "perplexity",
     "points",

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_sparse_attn import Pattern
+from numba_sparse_attn.dynamic import Adam
 
 from . import documents
 from .documents import Document
 from .families import DENSE, Text, make_pattern
-from .layers import Adam, Floats, cross_entropy, embed, linear, rotation
+from .layers import Floats, cross_entropy, embed, linear, rotation
 from .options import parse_options, trained_cells
 from .runs import Job, Results, Row, run_missing
 from .transformer import Shape, blocks, gradient_norms, initial, learning_rate

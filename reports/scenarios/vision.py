@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numba_sparse_attn.dynamic import Adam
+
 from .families import DENSE
 from .grids import GRID_FAMILIES, Grid, make_grid
-from .layers import Adam, Floats, cross_entropy, linear
+from .layers import Floats, cross_entropy, linear
 from .options import parse_options, trained_cells
 from .runs import Job, Results, Row, run_missing
 from .transformer import Shape, blocks, gradient_norms, initial, learning_rate

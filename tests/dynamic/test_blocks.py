@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn import dynamic
+from numba_sparse_attn.dynamic._blocks import extremes_of_blocks
 from numba_sparse_attn.dynamic.catalogue import SELECTIONS, Case
-from numba_sparse_attn.dynamic.quest import _extremes
 
 BY_QUERY = {"moba": dynamic.moba, "quest": dynamic.quest}
 by_query = pytest.mark.parametrize("select", BY_QUERY.values(), ids=BY_QUERY)
@@ -58,7 +58,7 @@ def test_no_query_sees_more_than_its_budget(select, causal):
 def test_a_page_promises_at_least_what_its_keys_have():
     q, k = np.random.default_rng(0).standard_normal((2, 60, 8))
     signed = np.concatenate([np.maximum(q, 0.0), np.minimum(q, 0.0)], axis=1)
-    promised = signed @ _extremes(k, 7).T
+    promised = signed @ extremes_of_blocks(k, 7).T
     best = np.maximum.reduceat(q @ k.T, np.arange(0, 60, 7), axis=1)
     assert (promised >= best - 1e-12).all()
     # A page of one key promises its score: the choice is the exact one.

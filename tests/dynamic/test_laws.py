@@ -11,6 +11,9 @@ from numba_sparse_attn import dynamic
 from numba_sparse_attn.dynamic._seeded import normals
 from numba_sparse_attn.dynamic.catalogue import SELECTIONS, Case
 
+from .test_learned import moved
+
+PREDICTORS = {rows: moved(5, 4, heads=1, width=8, query_block=rows) for rows in (1, 8)}
 SIZES = {"block": 4, "length": 4, "stride": 2}
 LAYERS = ((normals(1, (8, 5)), normals(2, (5,))),)
 WEIGHT = 0.3 * normals(3, (16,))
@@ -25,6 +28,7 @@ PAST_ONLY = {
     "block_top_k": lambda q, k, **a: dynamic.block_top_k(q, k, 3, 4, query_block=1, **a),
     "nsa_blocks": lambda q, k, **a: dynamic.nsa_blocks(q, k, 4, **SIZES, **a),
     "lsh": lambda q, k, **a: dynamic.lsh(q, k, 3, 4, rounds=2, **a),
+    "learned_blocks": lambda q, k, **a: dynamic.learned_blocks(q, k, PREDICTORS[1], 3, **a),
 }
 BUDGETED = {
     "top_k": lambda q, k, n, **a: dynamic.top_k(q, k, n, **a),
@@ -32,6 +36,7 @@ BUDGETED = {
     "moba": lambda q, k, n, **a: dynamic.moba(q, k, n, 4, **a),
     "quest": lambda q, k, n, **a: dynamic.quest(q, k, n, 4, **a),
     "nsa_blocks": lambda q, k, n, **a: dynamic.nsa_blocks(q, k, n, **SIZES, **a),
+    "learned_blocks": lambda q, k, n, **a: dynamic.learned_blocks(q, k, PREDICTORS[8], n, **a),
     "vertical_slash": lambda q, k, n, **a: dynamic.vertical_slash(q, k, n, n, last=9, **a),
     "kmeans_routing": lambda q, k, n, **a: dynamic.kmeans_routing(q, k, normals(4, (5, 8)), n, **a),
     "mlp_routing": lambda q, k, n, **a: dynamic.mlp_routing(q, k, LAYERS, n, **a),

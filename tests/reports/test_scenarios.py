@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from numba_sparse_attn import dynamic
 from reports.scenarios import (
     approximation,
     code,
@@ -19,6 +21,7 @@ from reports.scenarios import (
     documents,
     families,
     language,
+    learned,
     logits,
     model,
     retrieval,
@@ -197,7 +200,7 @@ def test_published_rows_are_one_of_each(path: Path) -> None:
     rows = rows_of(path)
     measured = {"positions", "changes", "log_probability", "ranks", "pairs", "error", "seconds", "run"}
     measured |= {"chapters", "hits", "sequence", "test_loss", "curve", "cpu_seconds"}
-    measured |= {"at_steps", "at_time", "steps_in_time"}
+    measured |= {"at_steps", "at_time", "steps_in_time", "recall"}
     keys = [json.dumps({name: row[name] for name in row.keys() - measured}, sort_keys=True) for row in rows]
     assert rows and len(keys) == len(set(keys))
 
@@ -234,6 +237,56 @@ def test_approximations_err_less_with_more_features(tmp_path: Path) -> None:
 
 def test_the_page_of_approximations_follows_the_rows() -> None:
     assert approximation.main(["--check"]) == 0, "python -m reports.scenarios.approximation --report"
+
+
+def test_predictors_learn_from_some_documents_and_are_measured_on_others(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "learned.json"
+    arguments = ["--quick", "--model", str(tiny), "--output", str(output)]
+    assert learned.main(arguments) == 0
+    rows = rows_of(output)
+    assert len(rows) == 2 and not {row["document"] for row in rows} & set(rows[0]["chapters"])
+    for row in rows:
+        assert row["recall"].keys() == learned.FAMILIES.keys()
+        means = {family: np.mean(found, axis=1) for family, found in row["recall"].items()}
+        for family, found in means.items():
+            assert (np.diff(found) > 0.0).all() and ((found > 0.0) & (found < 1.0)).all(), family
+        assert (means["learned"] <= means["oracle"] + 1e-6).all()
+        assert (means["oracle"] <= means["oracle_share"] + 1e-6).all()
+        assert (means["learned_share"] <= means["oracle_share"] + 1e-6).all()
+        assert (means["learned"] > means["random"]).all()
+    assert "beside `learned`" in learned.report_text(output)
+    monkeypatch.setattr(Results, "add", lambda self, row: pytest.fail("a row was made again"))
+    learned.main(arguments)
+
+
+def test_pairs_of_blocks_are_those_of_a_pattern() -> None:
+    q = np.zeros((256, 4))
+    for budget in learned._BUDGETS:
+        pattern = dynamic.block_top_k(q, q, budget, 32, causal=True)
+        assert learned._pairs(256, budget) == pattern.nnz
+
+
+def test_oracles_and_chance_are_those_of_a_search() -> None:
+    masses = np.tril(np.random.default_rng(0).random((2, 5, 5)))
+    masses /= masses.sum(axis=2, keepdims=True)
+    own = masses.diagonal(axis1=1, axis2=2)
+    choices = [[list(combinations(range(row), min(2, row))) for row in range(5)] for _ in range(2)]
+    kept = [
+        [[masses[head, row, list(some)].sum() for some in choices[head][row]] for row in range(5)]
+        for head in range(2)
+    ]
+    best, mean = ([[of(row) for row in rows] for rows in kept] for of in (max, np.mean))
+    assert learned._best(masses, 3, shared=False) == pytest.approx((own + best).mean())
+    assert learned._expected(masses, 3) == pytest.approx((own + mean).mean())
+    others = [[masses[head, row, key] for row in range(5) for key in range(row)] for head in range(2)]
+    shared = [max(sum(some) for some in combinations(found, 7)) for found in others]
+    assert learned._best(masses, 3, shared=True) == pytest.approx((own.sum(axis=1) + shared).mean() / 5)
+
+
+def test_the_page_of_learned_patterns_follows_the_rows() -> None:
+    assert learned.main(["--check"]) == 0, "python -m reports.scenarios.learned --report"
 
 
 def test_the_report_follows_the_rows() -> None:
