@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from . import arrays
 from .errors import ArgumentError, ShapeError
+from .normalisers.description import check_normaliser
 from .patterns.catalogue import CATALOGUE
 from .patterns.convert import as_pattern
 from .patterns.heads import HeadPatterns
@@ -37,6 +38,7 @@ def sparse_attention(
     return_lse: bool = False,
     engine: str = "auto",
     out: npt.NDArray[Any] | None = None,
+    normaliser: Any = None,
 ) -> Any:
     """Exact attention over the selected pairs: ``softmax(scale * q k^T over the pairs) v``.
 
@@ -60,13 +62,15 @@ def sparse_attention(
         it never hands it on.
     out : array, optional
         Where to write the result.
+    normaliser : Normaliser, optional
+        What makes weights of scores in place of softmax: see :mod:`numba_sparse_attn.normalisers`.
 
     Returns
     -------
     out : array (..., heads, n_q, d_v)
         In the inputs' type. A query without keys gets zeros.
     lse : float32 (float64 for float64 inputs) (..., heads, n_q), if asked for
-        -inf for a query without keys.
+        -inf for a query without keys. Other normalisers have a number of their own in its place.
 
     Examples
     --------
@@ -76,7 +80,8 @@ def sparse_attention(
     >>> nsa.sparse_attention(q, k, v, nsa.patterns.causal(4))[0, :, 0].tolist()
     [0.0, 0.5, 1.0, 1.5]
     """
-    return _plan_for(q, k, v, pattern, scale, engine)(q, k, v, return_lse=return_lse, out=out)
+    made = _plan_for(q, k, v, pattern, scale, engine, normaliser)
+    return made(q, k, v, return_lse=return_lse, out=out)
 
 
 def sparse_attention_backward(
@@ -90,14 +95,15 @@ def sparse_attention_backward(
     *,
     scale: float | None = None,
     engine: str = "auto",
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    normaliser: Any = None,
+) -> tuple[npt.NDArray[Any], ...]:
     """Gradients of :func:`sparse_attention` with respect to q, k and v.
 
     Parameters
     ----------
     dout : array (..., heads, n_q, d_v)
         Gradient of a scalar with respect to `out`.
-    q, k, v, pattern, scale, engine
+    q, k, v, pattern, scale, engine, normaliser
         As in the forward call.
     out, lse : arrays
         What the forward call returned with ``return_lse=True``.
@@ -107,6 +113,8 @@ def sparse_attention_backward(
     dq, dk, dv : arrays
         Shaped and typed like q, k and v. Gradients of grouped query heads are summed. The same bits
         every time, whatever the number of threads.
+    dalpha : array (heads,), float32 (float64 for float64 inputs)
+        A fourth item, if the normaliser is :func:`~numba_sparse_attn.normalisers.entmax` of an array.
 
     Examples
     --------
@@ -119,7 +127,8 @@ def sparse_attention_backward(
     >>> bool(np.allclose(dv.sum(), out.size))  # every row of weights sums to one
     True
     """
-    return _plan_for(q, k, v, pattern, scale, engine).backward(dout, q, k, v, out, lse)
+    made = _plan_for(q, k, v, pattern, scale, engine, normaliser)
+    return made.backward(dout, q, k, v, out, lse)
 
 
 def vjp(
@@ -130,12 +139,13 @@ def vjp(
     *,
     scale: float | None = None,
     engine: str = "auto",
-) -> tuple[Any, Callable[[Any], tuple[Any, Any, Any]]]:
+    normaliser: Any = None,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """Attention, and the function that takes gradients back through it: what an autodiff library needs.
 
     Parameters
     ----------
-    q, k, v, pattern, scale, engine
+    q, k, v, pattern, scale, engine, normaliser
         As in :func:`sparse_attention`. The arrays are kept, not copied: leave them and `out` as they are
         until the last use of `pullback`.
 
@@ -145,7 +155,7 @@ def vjp(
         As :func:`sparse_attention` returns it.
     pullback : callable
         ``pullback(dout)`` returns (dq, dk, dv), the gradients of ``sum(dout * out)``, as
-        :func:`sparse_attention_backward` does, for any number of `dout`.
+        :func:`sparse_attention_backward` does, for any number of `dout`; with dalpha where it does.
 
     Examples
     --------
@@ -157,10 +167,10 @@ def vjp(
     >>> bool(np.isclose((dv * v).sum(), (dout * out).sum()))  # out is linear in v
     True
     """
-    made = _plan_for(q, k, v, pattern, scale, engine)
+    made = _plan_for(q, k, v, pattern, scale, engine, normaliser)
     out, lse = made(q, k, v, return_lse=True)
 
-    def pullback(dout: Any) -> tuple[Any, Any, Any]:
+    def pullback(dout: Any) -> tuple[Any, ...]:
         return made.backward(dout, q, k, v, out, lse)
 
     return out, pullback
@@ -177,6 +187,7 @@ def plan(
     scale: float | None = None,
     engine: str = "auto",
     device: str | None = None,
+    normaliser: Any = None,
 ) -> Plan:
     """Do once what every call with a pattern would do again: check, choose, build.
 
@@ -193,6 +204,8 @@ def plan(
     engine : str
     device : {None, "cpu", "cuda", "cuda:1", ...}
         Where the arrays lie; None stands for the host, "cuda" for the first GPU.
+    normaliser : Normaliser, optional
+        As in :func:`sparse_attention`.
 
     Returns
     -------
@@ -233,6 +246,7 @@ def plan(
         scale=arrays.check_scale(scale, int(head_dim)),
         engine=engine,
         gpu=gpu,
+        normaliser=check_normaliser(normaliser, int(heads)),
     )
 
 
@@ -316,7 +330,9 @@ def _named(seq_len: int, name: str, kwargs: dict[str, Any]) -> Pattern:
     return made
 
 
-def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str) -> Plan:
+def _plan_for(
+    q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, normaliser: Any
+) -> Plan:
     """A plan for one call's arrays, after checking them."""
     views = gpu_views(q, k, v)
     gpu = None if views is None else views[0].device
@@ -340,4 +356,5 @@ def _plan_for(q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine:
         scale=arrays.check_scale(scale, found.head_dim),
         engine=engine,
         gpu=gpu,
+        normaliser=check_normaliser(normaliser, found.heads),
     )

@@ -28,6 +28,8 @@ class Kind:
     head_dim: int
     value_dim: int
     dtype: np.dtype[Any]
+    #: Name of a normaliser that is computed row by row.
+    by_rows: str | None = None
 
     @property
     def width(self) -> int:
@@ -107,9 +109,11 @@ def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
     )
     rows = census.nnz * (flops * costs.row_flop + costs.row_pair)
     rows += elements * costs.row_element + pattern.shape[0] * costs.row_query
-    path = "tiles" if tiles <= rows else "rows"
+    path = "tiles" if tiles <= rows and kind.by_rows is None else "rows"
     structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
     cheaper = "whole panels cost less" if path == "tiles" else "single pairs cost less"
+    if kind.by_rows is not None:
+        cheaper = f"{kind.by_rows} is computed row by row"
     return Choice(
         structure,
         path,

@@ -20,6 +20,7 @@ from .errors import EngineError, ShapeError
 from .formats.csr import Csr
 from .formats.tiles import TILE
 from .formats.work import Request
+from .normalisers import Entmax, Normaliser, Sigmoid
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
 
@@ -45,7 +46,7 @@ class Plan:
     ----------
     engine : str
     pattern : Pattern or HeadPatterns
-    heads, kv_heads, head_dim, value_dim, dtype, scale
+    heads, kv_heads, head_dim, value_dim, dtype, scale, normaliser
         The kind of call that it was made for.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     _index: npt.NDArray[np.int32]
     _choices: tuple[Choice, ...]
     _reason: str
+    normaliser: Normaliser | None = None
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,8 +89,11 @@ class Plan:
 
     def backward(
         self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """Gradients (dq, dk, dv); arguments as in :func:`numba_sparse_attn.sparse_attention_backward`."""
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """Gradients (dq, dk, dv), and that of a normaliser's parameter if it has one to be learned.
+
+        Arguments as in :func:`numba_sparse_attn.sparse_attention_backward`.
+        """
         if self.engine.startswith("cuda"):
             from .cuda import calls
 
@@ -104,9 +109,10 @@ class Plan:
         views = [
             arrays.with_heads_axis(array, dimensions.flat) for array in (dout, q, k, v, out, lse, dq, dk, dv)
         ]
+        dalpha = np.zeros(self.heads, request.accumulator) if self._is_learned else None
         if request.batch:
-            self._module.backward(request, *views)
-        return dq, dk, dv
+            self._module.backward(request, *views, *(() if dalpha is None else (dalpha,)))
+        return (dq, dk, dv) if dalpha is None else (dq, dk, dv, dalpha)
 
     def explain(self) -> str:
         """What will run, what it costs and why, in words and numbers.
@@ -126,6 +132,8 @@ class Plan:
             f"engine {self.engine}: {self._reason}",
             f"call: {n_q} queries x {n_k} keys, {kind}, {self.dtype.name}, scale {self.scale:.6g}",
         ]
+        if self.normaliser is not None:
+            lines.append(f"normaliser {self.normaliser.name}")
         uses = np.bincount(self._index.reshape(-1), minlength=len(self._choices))
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
@@ -146,6 +154,11 @@ class Plan:
     def nbytes(self) -> int:
         """Memory that the plan's tiles and rows take."""
         return sum(choice.structure.nbytes for choice in self._choices)
+
+    @property
+    def _is_learned(self) -> bool:
+        """Whether the backward pass returns a fourth gradient."""
+        return self.normaliser is not None and self.normaliser.learnable
 
     @property
     def _module(self) -> Any:
@@ -206,6 +219,7 @@ class Plan:
             value_dim=self.value_dim,
             dtype=self.dtype,
             scale=self.scale,
+            normaliser=self.normaliser,
         )
 
 
@@ -220,6 +234,7 @@ def make_plan(
     scale: float,
     engine: str,
     gpu: int | None,
+    normaliser: Normaliser | None = None,
 ) -> Plan:
     """Choose an engine and, for every distinct pattern, a path; build what they need.
 
@@ -227,10 +242,10 @@ def make_plan(
     it costs nothing.
     """
     asked = config.default_engine() if engine == "auto" else engine
-    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, normaliser
     plan: Plan | None = pattern.memo.get(kind)
     if plan is None:
-        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu)
+        plan = _new_plan(pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, engine, gpu, normaliser)
         if len(pattern.memo) >= _PLANS_KEPT:
             pattern.memo.clear()
         pattern.memo[kind] = plan
@@ -247,6 +262,7 @@ def _new_plan(
     scale: float,
     engine: str,
     gpu: int | None,
+    normaliser: Normaliser | None,
 ) -> Plan:
     if isinstance(pattern, Pattern):
         members: tuple[Pattern, ...] = (pattern,)
@@ -256,7 +272,8 @@ def _new_plan(
         index = pattern.member_of
         _which(index, index.shape[:-1], heads)
     uses = np.bincount(index.reshape(-1), minlength=len(members))
-    kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
+    by_rows = normaliser.name if normaliser is not None and normaliser.needs_rows else None
+    kinds = [Kind(int(count), head_dim, value_dim, dtype, by_rows) for count in uses]
     name, reason = _choose_engine(engine, gpu, members, kinds)
     pairs = zip(members, kinds, strict=True)
     if name in ("cuda-tile", "cuda-warp"):
@@ -268,7 +285,8 @@ def _new_plan(
         choices = tuple(choose_dense(member) for member in members)
     else:
         choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
-    plan = Plan(name, pattern, heads, kv_heads, head_dim, value_dim, dtype, scale, index, choices, reason)
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale
+    plan = Plan(name, pattern, *kind, index, choices, reason, normaliser)
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -388,11 +406,25 @@ class _ReferenceEngine:
             return masks[0]
         return masks[request.which.reshape(*lead, request.heads)]
 
+    @staticmethod
+    def _rule(request: Request) -> Any:
+        from . import reference, reference_normalisers
+
+        normaliser = request.normaliser
+        if normaliser is None:
+            return reference.SOFTMAX
+        if isinstance(normaliser, Entmax):
+            return reference_normalisers.EntmaxRule(normaliser.of_heads(request.heads))
+        if isinstance(normaliser, Sigmoid):
+            return reference_normalisers.SigmoidRule(normaliser.bias)
+        return reference_normalisers.PlusOneRule()
+
     def forward(self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        result, result_lse = reference.forward(q, k, v, mask, request.scale)
+        rule = self._rule(request)
+        result, result_lse = reference.forward(q, k, v, mask, request.scale, rule=rule)
         out[...] = result
         if lse is not None:
             lse[...] = result_lse
@@ -409,10 +441,16 @@ class _ReferenceEngine:
         dq: Any,
         dk: Any,
         dv: Any,
+        dalpha: npt.NDArray[Any] | None = None,
     ) -> None:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        gradients = reference.backward(dout, q, k, v, mask, request.scale)
+        dparameter = np.zeros(request.heads)
+        gradients = reference.backward(
+            dout, q, k, v, mask, request.scale, rule=self._rule(request), dparameter=dparameter
+        )
+        if dalpha is not None:
+            dalpha[...] = dparameter
         for target, gradient in zip((dq, dk, dv), gradients, strict=True):
             target[...] = gradient

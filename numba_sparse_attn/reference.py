@@ -15,10 +15,12 @@ What it defines, beyond the textbook formula:
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["backward", "forward"]
+__all__ = ["Rule", "backward", "forward"]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -27,8 +29,42 @@ Mask = npt.NDArray[np.bool_]
 _BLOCK_ELEMENTS = 1 << 22
 
 
+class Rule(Protocol):
+    """How the scores of a query head become weights, and how gradients come back; rows stand side by side."""
+
+    def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
+        """Weights, exactly zero outside of `seen`, and the statistic of every row that is returned as lse."""
+
+    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
+        """Gradients with respect to the scores, and to the head's parameter (0 where there is none)."""
+
+
+class _Softmax:
+    """exp(score) over the sum of them."""
+
+    def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
+        peak = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=seen)
+        peak = np.where(seen.any(axis=1, keepdims=True), peak, 0.0)
+        weights = np.where(seen, np.exp(scores - peak), 0.0)
+        total = weights.sum(axis=1, keepdims=True)
+        return np.where(seen, weights / total, 0.0), (peak + np.log(total))[:, 0]
+
+    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
+        delta = np.sum(weights * dweights, axis=1, keepdims=True)
+        return weights * (dweights - delta), 0.0
+
+
+SOFTMAX = _Softmax()
+
+
 def forward(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, mask: npt.ArrayLike, scale: float
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    mask: npt.ArrayLike,
+    scale: float,
+    *,
+    rule: Rule = SOFTMAX,
 ) -> tuple[Array, Array]:
     """Attention over the selected pairs.
 
@@ -43,12 +79,14 @@ def forward(
         True where the query sees the key.
     scale : float
         Factor on ``q @ k.T``.
+    rule : Rule
+        Softmax, or another one from :mod:`numba_sparse_attn.reference_normalisers`.
 
     Returns
     -------
     out : float64 (..., heads, n_q, d_v)
     lse : float64 (..., heads, n_q)
-        Natural logarithm of the sum of exp(score) over the selected keys.
+        Natural logarithm of the sum of exp(score) over the selected keys, or what the rule has in its place.
 
     Examples
     --------
@@ -68,7 +106,7 @@ def forward(
         for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
             keys, values = k[item, head // group], v[item, head // group]
             seen = selected[item, head, rows]
-            weights, log_total = _softmax(q[item, head, rows], keys, seen, scale)
+            weights, log_total = rule.weights(_scores(q[item, head, rows], keys, seen, scale), seen, head)
             out[item, head, rows] = _product(weights, seen, values)
             lse[item, head, rows] = log_total
     return out.reshape(*lead, n_q, v.shape[3]), lse.reshape(*lead, n_q)
@@ -81,6 +119,9 @@ def backward(
     v: npt.ArrayLike,
     mask: npt.ArrayLike,
     scale: float,
+    *,
+    rule: Rule = SOFTMAX,
+    dparameter: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of ``sum(dout * out)`` with respect to q, k and v, from their formulas.
 
@@ -90,8 +131,10 @@ def backward(
     Parameters
     ----------
     dout : (..., heads, n_q, d_v)
-    q, k, v, mask, scale
+    q, k, v, mask, scale, rule
         As in :func:`forward`.
+    dparameter : float64 (heads,), optional
+        Where the gradient of the rule's parameter is added up, head by head.
 
     Returns
     -------
@@ -116,10 +159,12 @@ def backward(
             shared = head // group
             queries, keys, values = q[item, head, rows], k[item, shared], v[item, shared]
             incoming, seen = dout[item, head, rows], selected[item, head, rows]
-            weights, _ = _softmax(queries, keys, seen, scale)
+            weights, _ = rule.weights(_scores(queries, keys, seen, scale), seen, head)
             dweights = np.where(seen, incoming @ values.T, 0.0)
-            delta = np.sum(weights * dweights, axis=1, keepdims=True)
-            dscores = np.where(seen, weights * (dweights - delta), 0.0)
+            pulled, derivative = rule.pull(weights, dweights, seen, head)
+            dscores = np.where(seen, pulled, 0.0)
+            if dparameter is not None:
+                dparameter[head] += derivative
             dq[item, head, rows] = scale * _product(dscores, seen, keys)
             dk[item, shared] += scale * _product(dscores.T, seen.T, queries)
             dv[item, shared] += _product(weights.T, seen.T, incoming)
@@ -163,15 +208,9 @@ def _row_blocks(batch: int, heads: int, n_q: int, n_k: int) -> list[tuple[int, i
     return [(item, head, rows) for item in range(batch) for head in range(heads) for rows in blocks]
 
 
-def _softmax(queries: Array, keys: Array, seen: Mask, scale: float) -> tuple[Array, Array]:
-    """Probabilities, exactly zero outside of `seen`, and the logarithm of their denominator."""
-    scores = np.where(seen, scale * (queries @ keys.T), -np.inf)
-    peak = np.max(scores, axis=1, keepdims=True, initial=-np.inf)
-    peak = np.where(seen.any(axis=1, keepdims=True), peak, 0.0)
-    weights = np.where(seen, np.exp(scores - peak), 0.0)
-    total = weights.sum(axis=1, keepdims=True)
-    log_total = (peak + np.log(total))[:, 0]
-    return np.where(seen, weights / total, 0.0), log_total
+def _scores(queries: Array, keys: Array, seen: Mask, scale: float) -> Array:
+    """Scores, -inf outside of `seen`."""
+    return np.where(seen, scale * (queries @ keys.T), -np.inf)
 
 
 def _product(weights: Array, seen: Mask, values: Array) -> Array:

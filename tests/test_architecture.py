@@ -23,7 +23,7 @@ LONGEST_FILE = 600
 #: Which parts of the package a part may import. A part is a file or a folder right below the package,
 #: or one of the rooms of ``cuda``. Parts may import themselves.
 BASE = {"errors", "config", "jit"}
-HOST = BASE | {"formats"}
+HOST = BASE | {"formats", "normalisers"}
 DEVICE_ARRAYS = {
     "cuda.view",
     "cuda.dlpack",
@@ -37,7 +37,10 @@ ALLOWED = {
     "config": {"errors"},
     "jit": {"config", "errors"},
     "reference": set(),
-    "formats": BASE,
+    "reference_normalisers": set(),
+    # Descriptions, no computation: engines read them as they read formats.
+    "normalisers": {"errors"},
+    "formats": BASE | {"normalisers"},
     "patterns": HOST,
     "arrays": HOST,
     # Selections by content read q and k and give patterns: below plans and engines, like patterns.
@@ -58,7 +61,8 @@ ALLOWED = {
     "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "choices": HOST | {"patterns"},
     "planner": HOST
-    | {"arrays", "choices", "patterns", "cpu", "cuda", "cuda.calls", "cuda.interchange", "reference"},
+    | {"arrays", "choices", "patterns", "cpu", "cuda", "cuda.calls", "cuda.interchange"}
+    | {"reference", "reference_normalisers"},
     "api": HOST | {"arrays", "patterns", "planner"},
     "plot": HOST | {"patterns", "planner", "api"},
     # A result of analysis can draw itself, so it knows plot; plot draws numbers and knows no analysis.
@@ -72,7 +76,7 @@ ALLOWED = {
     "__init__": HOST | {"arrays", "patterns", "planner", "api", "merging", "weights"},
     "testing": HOST | {"arrays", "patterns", "planner", "api", "reference"},
 }
-ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference"}
+ENGINES = {"cpu", "cuda", "cuda.warp", "cuda.tile", "reference", "reference_normalisers"}
 #: Imported where they are used, never at the top of a file: by name, for whichever part.
 LAZY = {"matplotlib", "hypothesis", "pytest", "torch"}
 #: Decorators that hand a function to Numba, which infers the types that an annotation would give.
@@ -248,7 +252,9 @@ def test_every_engine_has_the_same_three_names(engine: str) -> None:
 def public_functions() -> dict[str, object]:
     """Functions that a user is shown: those in the ``__all__`` of the package and of its namespaces."""
     found = {}
-    for module_name in ("", ".patterns", ".formats", ".dynamic", ".testing", ".reference", ".plot"):
+    for module_name in (
+        "", ".patterns", ".formats", ".dynamic", ".normalisers", ".testing", ".reference", ".plot"
+    ):
         module = importlib.import_module("numba_sparse_attn" + module_name)
         for name in module.__all__:
             thing = getattr(module, name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .csr import Csr
 from .tiles import Tiles
+
+if TYPE_CHECKING:
+    from ..normalisers import Normaliser
 
 __all__ = ["Request", "Structure"]
 
@@ -37,6 +40,8 @@ class Request:
         float16, bfloat16 (ml_dtypes), float32 or float64; of q, k, v, out and the gradients.
     scale : float
         Factor on q k^T before the softmax.
+    normaliser : Normaliser or None
+        What stands in place of softmax.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -52,6 +57,7 @@ class Request:
     value_dim: int
     dtype: np.dtype[Any]
     scale: float
+    normaliser: Normaliser | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
