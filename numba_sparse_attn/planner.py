@@ -87,9 +87,7 @@ class Plan:
             self._module.forward(request, *views, None if lse is None else arrays.with_heads_axis(lse, flat))
         return (out, lse) if return_lse else out
 
-    def backward(
-        self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
-    ) -> tuple[npt.NDArray[Any], ...]:
+    def backward(self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> tuple[npt.NDArray[Any], ...]:
         """Gradients (dq, dk, dv), and that of a normaliser's parameter if it has one to be learned.
 
         Arguments as in :func:`numba_sparse_attn.sparse_attention_backward`.

@@ -30,7 +30,15 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 class Rule(Protocol):
-    """How the scores of a query head become weights, and how gradients come back; rows stand side by side."""
+    """How the scores of a query head become weights, and how gradients come back; rows stand side by side.
+
+    Attributes
+    ----------
+    sparse : bool
+        Whether a pair with weight 0 is as if it was not selected. Weights of softmax are 0 by rounding only.
+    """
+
+    sparse: bool
 
     def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
         """Weights, exactly zero outside of `seen`, and the statistic of every row that is returned as lse."""
@@ -41,6 +49,8 @@ class Rule(Protocol):
 
 class _Softmax:
     """exp(score) over the sum of them."""
+
+    sparse = False
 
     def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
         peak = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=seen)
@@ -107,7 +117,8 @@ def forward(
             keys, values = k[item, head // group], v[item, head // group]
             seen = selected[item, head, rows]
             weights, log_total = rule.weights(_scores(q[item, head, rows], keys, seen, scale), seen, head)
-            out[item, head, rows] = _product(weights, seen, values)
+            pairs = seen & (weights != 0.0) if rule.sparse else seen
+            out[item, head, rows] = _product(weights, pairs, values)
             lse[item, head, rows] = log_total
     return out.reshape(*lead, n_q, v.shape[3]), lse.reshape(*lead, n_q)
 
@@ -165,9 +176,10 @@ def backward(
             dscores = np.where(seen, pulled, 0.0)
             if dparameter is not None:
                 dparameter[head] += derivative
-            dq[item, head, rows] = scale * _product(dscores, seen, keys)
-            dk[item, shared] += scale * _product(dscores.T, seen.T, queries)
-            dv[item, shared] += _product(weights.T, seen.T, incoming)
+            pairs = seen & (weights != 0.0) if rule.sparse else seen
+            dq[item, head, rows] = scale * _product(dscores, pairs, keys)
+            dk[item, shared] += scale * _product(dscores.T, pairs.T, queries)
+            dv[item, shared] += _product(weights.T, pairs.T, incoming)
     kv_lead = (*lead[:-1], k.shape[1]) if lead else ()
     return (
         dq.reshape(*lead, *q.shape[2:]),

@@ -24,6 +24,8 @@ _HALVINGS = 80
 class PlusOneRule:
     """exp(score) over one plus the sum of them."""
 
+    sparse = False
+
     def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
         """Softmax over the scores and one more, which is 0."""
         peak = np.maximum(0.0, np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=seen))
@@ -39,6 +41,8 @@ class PlusOneRule:
 
 class SigmoidRule:
     """1 / (1 + exp(-(score + bias))); the bias is minus the logarithm of a row's length unless given."""
+
+    sparse = False
 
     def __init__(self, bias: float | None) -> None:
         self._bias = bias
@@ -57,6 +61,8 @@ class SigmoidRule:
 
 class EntmaxRule:
     """alpha-entmax, with an alpha for every head."""
+
+    sparse = True
 
     def __init__(self, alphas: npt.ArrayLike) -> None:
         self._alphas = np.asarray(alphas, np.float64)

@@ -1,7 +1,8 @@
 """The CPU engine: fused sparse attention in Numba, on all cores, forward and backward.
 
 Heads whose structure is Tiles take the tile path (register-blocked products over panels of queries or
-keys), heads whose structure is Csr the row path (one query at a time over the keys listed for it).
+keys), heads whose structure is Csr the row path (one query at a time over the keys listed for it). Entmax and
+sigmoid weights have kernels of their own, over rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from ..formats.csr import Csr
 from ..formats.tiles import Tiles
 from ..formats.work import Request
+from ..normalisers.softmax_plus_one import SoftmaxPlusOne, add_one
 
 __all__ = ["backward", "forward", "why_not"]
 
@@ -41,7 +43,14 @@ def why_not(request: Request) -> list[str]:
     if kinds:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         reasons.append(f"structures of type {names}; the CPU engine takes Tiles and Csr")
+    if _goes_by_rows(request) and any(isinstance(structure, Tiles) for structure in request.structures):
+        reasons.append("Tiles with entmax or sigmoid weights, which the CPU engine computes over Csr")
     return reasons
+
+
+def _goes_by_rows(request: Request) -> bool:
+    """Whether weights are not softmax's, nor made from them."""
+    return request.normaliser is not None and request.normaliser.needs_rows
 
 
 def _heads_of(request: Request, kind: type) -> npt.NDArray[np.int64]:
@@ -79,6 +88,14 @@ def forward(request: Request, q: _Array, k: _Array, v: _Array, out: _Array, lse:
     >>> out.item()
     1.5
     """
+    if _goes_by_rows(request):
+        from .normalised_forward import forward_normalised
+
+        forward_normalised(request, q, k, v, out, lse)
+        return
+    adds_one = isinstance(request.normaliser, SoftmaxPlusOne)
+    if adds_one and lse is None:
+        lse = np.empty(q.shape[:-1], request.accumulator)
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if tiles.size:
         from .tile_forward import forward_tiles
@@ -88,6 +105,8 @@ def forward(request: Request, q: _Array, k: _Array, v: _Array, out: _Array, lse:
         from .row_forward import forward_rows
 
         forward_rows(request, rows, q, k, v, out, lse)
+    if adds_one and lse is not None:
+        add_one(out, lse)
 
 
 def backward(
@@ -101,6 +120,7 @@ def backward(
     dq: _Array,
     dk: _Array,
     dv: _Array,
+    dalpha: _Array | None = None,
 ) -> None:
     """Gradients of ``sum(dout * out)`` into `dq`, `dk` and `dv`.
 
@@ -111,6 +131,8 @@ def backward(
     dout : (..., heads, n_q, d_v)
     dq, dk, dv
         Shaped like `q`, `k` and `v`; query heads that share a key head add up in `dk` and `dv`.
+    dalpha : (heads,), optional
+        Gradient of a normaliser's parameter.
 
     Examples
     --------
@@ -130,6 +152,11 @@ def backward(
     >>> dv.ravel().round(6).tolist()
     [0.5, 0.0, 0.5]
     """
+    if _goes_by_rows(request):
+        from .normalised_backward import backward_normalised
+
+        backward_normalised(request, dout, q, k, v, lse, dq, dk, dv, dalpha)
+        return
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if not rows.size:
         from .tile_backward import backward_tiles
