@@ -24,7 +24,7 @@ from .normalisers import Entmax, Normaliser, Sigmoid
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
 
-__all__ = ["ENGINES", "Plan", "gpu_views", "make_plan"]
+__all__ = ["ENGINES", "Plan", "gpu_views", "make_plan", "rule_of"]
 
 #: Engines of this version. "auto" stands for the one that should be fastest of those that can run the call.
 ENGINES = ("cpu", "cuda-tile", "cuda-warp", "reference")
@@ -382,6 +382,19 @@ def _engine(name: str) -> ModuleType | _ReferenceEngine:
     return cpu
 
 
+def rule_of(normaliser: Normaliser | None, heads: int) -> Any:
+    """The oracle's rule for a normaliser."""
+    from . import reference, reference_normalisers
+
+    if normaliser is None:
+        return reference.SOFTMAX
+    if isinstance(normaliser, Entmax):
+        return reference_normalisers.EntmaxRule(normaliser.of_heads(heads))
+    if isinstance(normaliser, Sigmoid):
+        return reference_normalisers.SigmoidRule(normaliser.bias)
+    return reference_normalisers.PlusOneRule()
+
+
 class _ReferenceEngine:
     """The dense float64 oracle behind the engines' three names."""
 
@@ -404,24 +417,11 @@ class _ReferenceEngine:
             return masks[0]
         return masks[request.which.reshape(*lead, request.heads)]
 
-    @staticmethod
-    def _rule(request: Request) -> Any:
-        from . import reference, reference_normalisers
-
-        normaliser = request.normaliser
-        if normaliser is None:
-            return reference.SOFTMAX
-        if isinstance(normaliser, Entmax):
-            return reference_normalisers.EntmaxRule(normaliser.of_heads(request.heads))
-        if isinstance(normaliser, Sigmoid):
-            return reference_normalisers.SigmoidRule(normaliser.bias)
-        return reference_normalisers.PlusOneRule()
-
     def forward(self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
         from . import reference
 
         mask = self._mask(request, q.shape[:-3])
-        rule = self._rule(request)
+        rule = rule_of(request.normaliser, request.heads)
         result, result_lse = reference.forward(q, k, v, mask, request.scale, rule=rule)
         out[...] = result
         if lse is not None:
@@ -445,9 +445,8 @@ class _ReferenceEngine:
 
         mask = self._mask(request, q.shape[:-3])
         dparameter = np.zeros(request.heads)
-        gradients = reference.backward(
-            dout, q, k, v, mask, request.scale, rule=self._rule(request), dparameter=dparameter
-        )
+        rule = rule_of(request.normaliser, request.heads)
+        gradients = reference.backward(dout, q, k, v, mask, request.scale, rule=rule, dparameter=dparameter)
         if dalpha is not None:
             dalpha[...] = dparameter
         for target, gradient in zip((dq, dk, dv), gradients, strict=True):

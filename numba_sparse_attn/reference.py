@@ -41,10 +41,19 @@ class Rule(Protocol):
     sparse: bool
 
     def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
-        """Weights, exactly zero outside of `seen`, and the statistic of every row that is returned as lse."""
+        """Weights, exactly zero outside of `seen`, and the number of every row that is returned as lse."""
 
-    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
-        """Gradients with respect to the scores, and to the head's parameter (0 where there is none)."""
+    def weight(self, distance: Array, head: int) -> Array:
+        """Weights once more, from score - lse alone."""
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        """Derivatives of weights with respect to their own scores, at a fixed lse; 0 where a weight is 0."""
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
+        """What each row's incoming gradients are taken relative to, (rows, 1)."""
+
+    def of_parameter(self, weights: Array, dweights: Array, head: int) -> float:
+        """Gradient with respect to the head's parameter; 0 where there is none."""
 
 
 class _Softmax:
@@ -59,9 +68,17 @@ class _Softmax:
         total = weights.sum(axis=1, keepdims=True)
         return np.where(seen, weights / total, 0.0), (peak + np.log(total))[:, 0]
 
-    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
-        delta = np.sum(weights * dweights, axis=1, keepdims=True)
-        return weights * (dweights - delta), 0.0
+    def weight(self, distance: Array, head: int) -> Array:
+        return np.asarray(np.exp(distance))
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        return weights
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
+        return np.asarray(np.sum(slopes * dweights, axis=1, keepdims=True))
+
+    def of_parameter(self, weights: Array, dweights: Array, head: int) -> float:
+        return 0.0
 
 
 SOFTMAX = _Softmax()
@@ -136,7 +153,7 @@ def backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients of ``sum(dout * out)`` with respect to q, k and v, from their formulas.
 
-    With P the probabilities, ``dV = P.T @ dout``, ``dP = dout @ V.T`` and
+    With P the weights, ``dV = P.T @ dout``, ``dP = dout @ V.T`` and, for softmax,
     ``dS = P * (dP - rowsum(P * dP))``; then ``dQ = scale * dS @ K`` and ``dK = scale * dS.T @ Q``.
 
     Parameters
@@ -171,12 +188,12 @@ def backward(
             queries, keys, values = q[item, head, rows], k[item, shared], v[item, shared]
             incoming, seen = dout[item, head, rows], selected[item, head, rows]
             weights, _ = rule.weights(_scores(queries, keys, seen, scale), seen, head)
-            dweights = np.where(seen, incoming @ values.T, 0.0)
-            pulled, derivative = rule.pull(weights, dweights, seen, head)
-            dscores = np.where(seen, pulled, 0.0)
-            if dparameter is not None:
-                dparameter[head] += derivative
             pairs = seen & (weights != 0.0) if rule.sparse else seen
+            dweights = np.where(pairs, incoming @ values.T, 0.0)
+            slopes = rule.slopes(weights, head)
+            dscores = np.where(pairs, slopes * (dweights - rule.delta(slopes, dweights)), 0.0)
+            if dparameter is not None:
+                dparameter[head] += rule.of_parameter(weights, dweights, head)
             dq[item, head, rows] = scale * _product(dscores, pairs, keys)
             dk[item, shared] += scale * _product(dscores.T, pairs.T, queries)
             dv[item, shared] += _product(weights.T, pairs.T, incoming)

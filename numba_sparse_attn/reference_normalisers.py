@@ -21,10 +21,18 @@ Mask = npt.NDArray[np.bool_]
 _HALVINGS = 80
 
 
-class PlusOneRule:
-    """exp(score) over one plus the sum of them."""
+class _Rule:
+    """What most rules have: no parameter, and pairs whose weight is 0 by rounding only."""
 
     sparse = False
+
+    def of_parameter(self, weights: Array, dweights: Array, head: int) -> float:
+        """No parameter, no gradient."""
+        return 0.0
+
+
+class PlusOneRule(_Rule):
+    """exp(score) over one plus the sum of them."""
 
     def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
         """Softmax over the scores and one more, which is 0."""
@@ -34,15 +42,21 @@ class PlusOneRule:
         lse = np.where(seen.any(axis=1), (peak + np.log(total))[:, 0], -np.inf)
         return np.where(seen, weights / total, 0.0), lse
 
-    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
+    def weight(self, distance: Array, head: int) -> Array:
+        """exp(score - lse)."""
+        return np.asarray(np.exp(distance))
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        """Of an exponential: itself."""
+        return weights
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
         """As for softmax: the score that is always 0 has value 0."""
-        return weights * (dweights - np.sum(weights * dweights, axis=1, keepdims=True)), 0.0
+        return np.asarray(np.sum(slopes * dweights, axis=1, keepdims=True))
 
 
-class SigmoidRule:
+class SigmoidRule(_Rule):
     """1 / (1 + exp(-(score + bias))); the bias is minus the logarithm of a row's length unless given."""
-
-    sparse = False
 
     def __init__(self, bias: float | None) -> None:
         self._bias = bias
@@ -54,12 +68,20 @@ class SigmoidRule:
         lse = np.where(count > 0, lse, -np.inf)
         return np.where(seen, 1.0 / (1.0 + np.exp(lse[:, None] - scores)), 0.0), lse
 
-    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
-        """Every weight by itself."""
-        return weights * (1.0 - weights) * dweights, 0.0
+    def weight(self, distance: Array, head: int) -> Array:
+        """1 / (1 + exp(lse - score))."""
+        return np.asarray(1.0 / (1.0 + np.exp(-distance)))
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        """Of the logistic function."""
+        return weights * (1.0 - weights)
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
+        """Every weight is by itself."""
+        return np.zeros((len(slopes), 1))
 
 
-class EntmaxRule:
+class EntmaxRule(_Rule):
     """alpha-entmax, with an alpha for every head."""
 
     sparse = True
@@ -83,20 +105,35 @@ class EntmaxRule:
         lse = np.where(lost, np.nan, peak + (tau + 1.0) / step)
         return weights, np.where(some, lse, -np.inf)
 
-    def pull(self, weights: Array, dweights: Array, seen: Mask, head: int) -> tuple[Array, float]:
-        """Peters et al., proposition 2, and Correia et al., proposition 1."""
+    def weight(self, distance: Array, head: int) -> Array:
+        """max(0, 1 + (alpha - 1) (score - lse)) ** (1 / (alpha - 1))."""
+        step = self._alphas[head] - 1.0
+        return np.asarray(np.maximum(0.0, 1.0 + step * distance) ** (1.0 / step))
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        """weight ** (2 - alpha) on the support."""
+        support = (weights > 0.0) | np.isnan(weights)
+        return np.where(support, np.where(support, weights, 1.0) ** (2.0 - self._alphas[head]), 0.0)
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
+        """Mean of the incoming gradients, weighted with the slopes (Peters et al., proposition 2)."""
+        total = slopes.sum(axis=1, keepdims=True)
+        return np.asarray(
+            np.sum(slopes * dweights, axis=1, keepdims=True) / np.where(total == 0.0, 1.0, total)
+        )
+
+    def of_parameter(self, weights: Array, dweights: Array, head: int) -> float:
+        """Correia et al., proposition 1."""
         step = self._alphas[head] - 1.0
         support = (weights > 0.0) | np.isnan(weights)
+        slopes = self.slopes(weights, head)
+        total = slopes.sum(axis=1, keepdims=True)
+        share = slopes / np.where(total == 0.0, 1.0, total)
         base = np.where(support, weights, 1.0)
-        tilted = np.where(support, base ** (1.0 - step), 0.0)
-        total = tilted.sum(axis=1, keepdims=True)
-        tilted_share = tilted / np.where(support.any(axis=1, keepdims=True), total, 1.0)
-        of_support = np.where(support, dweights, 0.0)
-        delta = np.sum(tilted_share * of_support, axis=1, keepdims=True)
         entropies = np.where(support, -base * np.log(base), 0.0)
-        of_alpha = (weights - tilted_share) / step**2
-        of_alpha += (entropies - tilted_share * entropies.sum(axis=1, keepdims=True)) / step
-        return tilted * (of_support - delta), float(np.sum(of_alpha * of_support))
+        entropy = entropies.sum(axis=1, keepdims=True)
+        derivatives = (weights - share) / step**2 + (entropies - share * entropy) / step
+        return float(np.sum(derivatives * np.where(support, dweights, 0.0)))
 
 
 def _sparsemax_threshold(scores: Array, step: float) -> Array:

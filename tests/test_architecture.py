@@ -253,7 +253,14 @@ def public_functions() -> dict[str, object]:
     """Functions that a user is shown: those in the ``__all__`` of the package and of its namespaces."""
     found = {}
     for module_name in (
-        "", ".patterns", ".formats", ".dynamic", ".normalisers", ".testing", ".reference", ".plot"
+        "",
+        ".patterns",
+        ".formats",
+        ".dynamic",
+        ".normalisers",
+        ".testing",
+        ".reference",
+        ".plot",
     ):
         module = importlib.import_module("numba_sparse_attn" + module_name)
         for name in module.__all__:

@@ -197,9 +197,9 @@ def _key_kernel(
 ):
     """dk and dv of units of BLOCK keys, counted through all key heads.
 
-    The lists in `heads` are by key. `keys` has, for every key head, the addresses of joined K and V, of dk and
-    of dv; `code` is that of dk and dv. scratch: sums for dk and dv [key_width + value_width], then `room` each
-    for weights, their derivatives, gradients of the weights, and lse and delta of the queries.
+    The lists in `heads` are by key. `keys` has, for every key head, the addresses of joined K and V, of dk
+    and of dv; `code` is that of dk and dv. scratch: sums for dk and dv [key_width + value_width], then `room`
+    each for weights, their derivatives, gradients of the weights, and lse and delta of the queries.
     """
     kind = scratch.dtype.type
     size = scratch.itemsize
@@ -286,7 +286,7 @@ def backward_normalised(
     dv: npt.NDArray[Any],
     dalpha: npt.NDArray[Any] | None,
 ) -> None:
-    """Gradients of all heads with the request's normaliser; arrays as :func:`numba_sparse_attn.cpu.backward`."""
+    """Gradients of all heads with the request's normaliser; arrays as of the engine's ``backward``."""
     accumulator, n_q, n_k = request.accumulator, request.n_q, request.n_k
     sizes = request.head_dim, request.value_dim
     widths = padded(sizes[0], accumulator), padded(sizes[1], accumulator)

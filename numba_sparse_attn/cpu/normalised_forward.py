@@ -161,7 +161,7 @@ def forward_normalised(
     out: npt.NDArray[Any],
     lse: npt.NDArray[Any] | None,
 ) -> None:
-    """Attention of all heads with the request's normaliser; arrays as :func:`numba_sparse_attn.cpu.forward`."""
+    """Attention of all heads with the request's normaliser; arrays as of the engine's ``forward``."""
     accumulator = request.accumulator
     sizes = request.head_dim, request.value_dim
     widths = padded(sizes[0], accumulator), padded(sizes[1], accumulator)

@@ -42,8 +42,8 @@ __all__ = [
 #: The step of a head that has sigmoid weights.
 SIGMOID = 0.0
 
-#: Columns of a table of heads behind those of the lists: addresses of joined K and V, of q (joined with dout in
-#: the backward pass), of out, lse and dq.
+#: Columns of a table of heads behind those of the lists: addresses of joined K and V, of q (joined with dout
+#: in the backward pass), of out, lse and dq.
 KEYS, QUERY, OUT, LSE, DQ = range(LIST_COLUMNS, LIST_COLUMNS + 5)
 TABLE_COLUMNS = LIST_COLUMNS + 5
 

@@ -40,8 +40,7 @@ def check_normaliser(given: Any, heads: int) -> Normaliser | None:
     --------
     >>> check_normaliser("sparsemax", 4)
     Traceback (most recent call last):
-    numba_sparse_attn.errors.ArgumentError: given: normaliser='sparsemax'; supported: None for softmax, or what a\
- function of numba_sparse_attn.normalisers returns; what to do: pass normalisers.sparsemax(), for example.
+    numba_sparse_attn.errors.ArgumentError: given: normaliser='sparsemax'; supported: None for softmax, ...
     """
     if given is None:
         return None

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..api import sparse_attention, sparse_attention_backward
 from ..formats.work import Request, Structure
+from ..normalisers import Normaliser
 from .poison import assert_margins_untouched, nan_filled, poisoned, surrounded
 from .problems import Problem
 
@@ -28,8 +29,17 @@ _MakeOutput = Callable[[tuple[int, ...], npt.DTypeLike], _Array]
 Results = dict[str, _Array]
 
 
-def run_call(problem: Problem, pattern: Any, *, engine: str = "auto", poison: float = np.nan) -> Results:
+def run_call(
+    problem: Problem,
+    pattern: Any,
+    *,
+    engine: str = "auto",
+    poison: float = np.nan,
+    normaliser: Normaliser | None = None,
+) -> Results:
     """Forward and backward through the public functions: "out", "lse", "dq", "dk" and "dv" by name.
+
+    And "dalpha", where alpha is learned.
 
     Parameters
     ----------
@@ -52,11 +62,12 @@ def run_call(problem: Problem, pattern: Any, *, engine: str = "auto", poison: fl
     """
 
     def call(q: _Array, k: _Array, v: _Array, dout: _Array, output: _MakeOutput) -> Results:
-        settings: dict[str, Any] = {"scale": problem.scale, "engine": engine}
+        settings: dict[str, Any] = {"scale": problem.scale, "engine": engine, "normaliser": normaliser}
         out = output((*q.shape[:-1], v.shape[-1]), problem.dtype)
         out, lse = sparse_attention(q, k, v, pattern, return_lse=True, out=out, **settings)
-        dq, dk, dv = sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
-        return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        gradients = sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
+        names = ("dq", "dk", "dv", "dalpha")
+        return {"out": out, "lse": lse, **dict(zip(names, gradients, strict=False))}
 
     return _run_twice(problem, poison, call)
 
@@ -101,7 +112,11 @@ def run_engine(
     return _run_twice(problem, poison, call)
 
 
-def request_for(problem: Problem, structures: Structure | Sequence[Structure]) -> Request:
+def request_for(
+    problem: Problem,
+    structures: Structure | Sequence[Structure],
+    normaliser: Normaliser | None = None,
+) -> Request:
     """What an engine is told about a problem beside its arrays.
 
     Examples
@@ -127,6 +142,7 @@ def request_for(problem: Problem, structures: Structure | Sequence[Structure]) -
         value_dim=problem.v.shape[-1],
         dtype=problem.dtype,
         scale=problem.scale,
+        normaliser=normaliser,
     )
 
 

@@ -31,6 +31,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import reference
+from ..normalisers import Normaliser, SoftmaxPlusOne
+from ..planner import rule_of
+from .low_precision_rules import Rounding, normalised_heads
 from .problems import Problem
 
 __all__ = ["Budget", "assert_within_budget", "budget_for", "low_precision_attention"]
@@ -110,7 +113,7 @@ class Budget:
     ----------
     problem : Problem
     expected : name -> float64 array
-        From the oracle, for "out", "lse", "dq", "dk" and "dv".
+        From the oracle, for "out", "lse", "dq", "dk" and "dv", and "dalpha" where alpha is learned.
     low_error : name -> float64 array with one more leading axis
         Errors of the low-precision computation, draw by draw.
     """
@@ -131,8 +134,9 @@ class Budget:
         >>> budget.check(out=budget.expected["out"].astype(np.float32))
         """
         for name, actual in results.items():
-            column = (..., None) if name == "lse" else (...,)
-            dtype = self.problem.accumulator if name == "lse" else self.problem.dtype
+            is_number = name in ("lse", "dalpha")
+            column = (..., None) if is_number else (...,)
+            dtype = self.problem.accumulator if is_number else self.problem.dtype
             assert_within_budget(
                 np.asarray(actual)[column],
                 self.expected[name][column],
@@ -142,7 +146,9 @@ class Budget:
             )
 
 
-def budget_for(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Budget:
+def budget_for(
+    problem: Problem, *, gradients: bool = True, seed: int = 0, normaliser: Normaliser | None = None
+) -> Budget:
     """Oracle and low-precision errors of a problem, forward and (unless declined) backward.
 
     Examples
@@ -152,23 +158,29 @@ def budget_for(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Bu
     >>> sorted(budget_for(random_problem(np.ones((3, 3), bool), head_dim=2)).expected)
     ['dk', 'dq', 'dv', 'lse', 'out']
     """
-    expected = _oracle(problem, gradients)
+    expected = _oracle(problem, gradients, normaliser)
     affordable = _DRAWN_SCORES // max(1, problem.selected.size)
     draws = max(_FEWEST_DRAWS, min(affordable, _DRAWS))
     stacked = problem.with_arrays(*(_stack(array, draws) for array in problem.arrays))
     errors = {}
-    for name, low in low_precision_attention(stacked, gradients=gradients, seed=seed).items():
+    low_results = low_precision_attention(stacked, gradients=gradients, seed=seed, normaliser=normaliser)
+    for name, low in low_results.items():
+        if name == "dalpha":
+            low = low.sum(axis=tuple(range(1, low.ndim - 1)))
         with np.errstate(invalid="ignore"):
             error = np.abs(low.astype(np.float64) - expected[name])
         errors[name] = np.where(low == expected[name], 0.0, error)  # -inf equals -inf
     return Budget(problem, expected, errors)
 
 
-def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: int = 0) -> dict[str, Array]:
+def low_precision_attention(
+    problem: Problem, *, gradients: bool = True, seed: int = 0, normaliser: Normaliser | None = None
+) -> dict[str, Array]:
     """Attention the way hardware does it, dense, in NumPy: "out", "lse" and the gradients by name.
 
     Intermediate results are off by a unit in the last place at random, and sums run in a random order,
-    another one for every head. Inputs have to be finite.
+    another one for every head. Inputs have to be finite. "dalpha", where alpha is learned, is that of every
+    head of every batch element.
 
     Examples
     --------
@@ -192,19 +204,29 @@ def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: i
     blocks = [slice(begin, begin + step) for begin in range(0, max(heads, 1), step)]
     parts = [
         _low_precision_heads(
-            q[block], k[block], v[block], dout[block], selected[block], problem, gradients, rng
+            q[block],
+            k[block],
+            v[block],
+            dout[block],
+            selected[block],
+            problem,
+            gradients,
+            rng,
+            normaliser,
+            np.arange(heads)[block] % problem.q.shape[-3],
         )
         for block in blocks
     ]
 
     shapes = dict(zip(("dq", "dk", "dv", "out"), (array.shape for array in problem.arrays), strict=True))
     shapes["lse"] = problem.q.shape[:-1]
+    shapes["dalpha"] = problem.q.shape[:-2]
     results = {}
     for name in parts[0]:
         whole = np.concatenate([part[name] for part in parts])
         if name in ("dk", "dv"):
             whole = whole.reshape(kv_heads, group, *whole.shape[1:]).sum(axis=1)
-        if name != "lse":
+        if name not in ("lse", "dalpha"):
             whole = whole.astype(problem.dtype)
         results[name] = whole.reshape(shapes[name])
     return results
@@ -219,6 +241,8 @@ def _low_precision_heads(
     problem: Problem,
     gradients: bool,
     rng: np.random.Generator,
+    normaliser: Normaliser | None,
+    numbers: npt.NDArray[np.int64],
 ) -> dict[str, Array]:
     """Results of heads that are stacked along the first axis, in the accumulator's type."""
     sum_type = problem.accumulator.type
@@ -253,6 +277,19 @@ def _low_precision_heads(
         return loose(total)
 
     with np.errstate(all="ignore"):
+        if normaliser is not None and normaliser.needs_rows:
+            results = normalised_heads(
+                rule_of(normaliser, problem.q.shape[-3]),
+                numbers,
+                (q, k, v, dout),
+                selected,
+                problem.scale,
+                gradients,
+                Rounding(loose, rounded, product),
+            )
+            if not normaliser.learnable:
+                results.pop("dalpha", None)
+            return results
         scores = loose(product(q, k.swapaxes(1, 2)) * sum_type(problem.scale * _LOG2_E))
         scores = np.where(selected, scores, sum_type(-np.inf))
         peak = scores.max(axis=2, keepdims=True, initial=-np.inf)
@@ -261,6 +298,8 @@ def _low_precision_heads(
         peak = np.where(np.isfinite(peak), peak + stale, sum_type(0.0))
         weights = np.where(selected, loose(np.exp2(scores - peak)), sum_type(0.0))
         total = product(weights, np.ones((len(k), k.shape[1], 1), sum_type))
+        if isinstance(normaliser, SoftmaxPlusOne):
+            total = loose(total + np.exp2(-peak))
         some = selected.any(axis=2, keepdims=True)
         out = np.where(some, loose(product(rounded(weights), v) / total), sum_type(0.0))
         lse = np.where(some, loose((peak + np.log2(total)) * ln_2), sum_type(-np.inf))
@@ -276,14 +315,25 @@ def _low_precision_heads(
         return results
 
 
-def _oracle(problem: Problem, gradients: bool) -> dict[str, Array]:
-    out, lse = reference.forward(problem.q, problem.k, problem.v, problem.mask, problem.scale)
+def _oracle(problem: Problem, gradients: bool, normaliser: Normaliser | None) -> dict[str, Array]:
+    heads = problem.q.shape[-3]
+    rule = rule_of(normaliser, heads)
+    out, lse = reference.forward(problem.q, problem.k, problem.v, problem.mask, problem.scale, rule=rule)
     if not gradients:
         return {"out": out, "lse": lse}
+    dalpha = np.zeros(heads)
     dq, dk, dv = reference.backward(
-        problem.dout, problem.q, problem.k, problem.v, problem.mask, problem.scale
+        problem.dout,
+        problem.q,
+        problem.k,
+        problem.v,
+        problem.mask,
+        problem.scale,
+        rule=rule,
+        dparameter=dalpha,
     )
-    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    results = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    return results | {"dalpha": dalpha} if normaliser is not None and normaliser.learnable else results
 
 
 def _stack(array: Array, count: int) -> Array:
