@@ -272,7 +272,7 @@ def _new_plan(
     uses = np.bincount(index.reshape(-1), minlength=len(members))
     by_rows = normaliser.name if normaliser is not None and normaliser.needs_rows else None
     kinds = [Kind(int(count), head_dim, value_dim, dtype, by_rows) for count in uses]
-    name, reason = _choose_engine(engine, gpu, members, kinds)
+    name, reason = _choose_engine(engine, gpu, members, kinds, normaliser)
     pairs = zip(members, kinds, strict=True)
     if name in ("cuda-tile", "cuda-warp"):
         path = name.removeprefix("cuda-")
@@ -311,13 +311,17 @@ def _which(index: npt.NDArray[np.int32], lead: tuple[int, ...], heads: int) -> n
 
 
 def _choose_engine(
-    engine: str, gpu: int | None, members: tuple[Pattern, ...], kinds: list[Kind]
+    engine: str,
+    gpu: int | None,
+    members: tuple[Pattern, ...],
+    kinds: list[Kind],
+    normaliser: Normaliser | None,
 ) -> tuple[str, str]:
     """Name of the engine and the reason in words."""
     asked = config.default_engine() if engine == "auto" else engine
     if asked == "auto":
         if gpu is not None:
-            return _choose_gpu_engine(gpu, members, kinds)
+            return _choose_gpu_engine(gpu, members, kinds, normaliser)
         return "cpu", "the CPU engine is the fastest engine on this machine that can run this call"
     if asked not in ENGINES:
         raise EngineError(
@@ -341,7 +345,9 @@ def _choose_engine(
     return asked, "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
 
 
-def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]) -> tuple[str, str]:
+def _choose_gpu_engine(
+    gpu: int, members: tuple[Pattern, ...], kinds: list[Kind], normaliser: Normaliser | None
+) -> tuple[str, str]:
     """The engine whose predicted time over all patterns of a call is the shortest."""
     from .cuda.calls import why_unavailable
 
@@ -349,7 +355,7 @@ def _choose_gpu_engine(gpu: int, members: tuple[Pattern, ...], kinds: list[Kind]
     if why is None:
         one = kinds[0]
         empty = np.zeros((1, 1), np.int32)
-        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0)
+        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0, normaliser)
         why = "; ".join(_engine("cuda-tile").why_not(request)) or None
     if why is not None:
         return "cuda-warp", f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
@@ -389,7 +395,7 @@ def rule_of(normaliser: Normaliser | None, heads: int) -> Any:
     if normaliser is None:
         return reference.SOFTMAX
     if isinstance(normaliser, Entmax):
-        return reference_normalisers.EntmaxRule(normaliser.of_heads(heads))
+        return reference_normalisers.EntmaxRule([normaliser.alpha_of(head) for head in range(heads)])
     if isinstance(normaliser, Sigmoid):
         return reference_normalisers.SigmoidRule(normaliser.bias)
     return reference_normalisers.PlusOneRule()

@@ -292,7 +292,7 @@ def backward_normalised(
     widths = padded(sizes[0], accumulator), padded(sizes[1], accumulator)
     lanes = lane_count(accumulator)
     selected = np.arange(request.batch * request.heads)
-    steps = steps_of(request, selected)
+    steps = steps_of(request)
     tables = [head_addresses(lse, 1), head_addresses(dq)]
     columns = np.stack([table.reshape(-1) for table in tables], axis=1)
     gradients = np.stack([head_addresses(array).reshape(-1) for array in (dk, dv)], axis=1)

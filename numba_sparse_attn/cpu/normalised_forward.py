@@ -167,7 +167,7 @@ def forward_normalised(
     widths = padded(sizes[0], accumulator), padded(sizes[1], accumulator)
     lanes = lane_count(accumulator)
     selected = np.arange(request.batch * request.heads)
-    steps = steps_of(request, selected)
+    steps = steps_of(request)
     columns = np.zeros((selected.size, 4), np.int64)
     columns[:, QUERY - KEYS] = head_addresses(q).reshape(-1)
     columns[:, OUT - KEYS] = head_addresses(out).reshape(-1)
@@ -202,7 +202,7 @@ def forward_normalised(
                 out.strides[-2:],
                 0 if lse is None else lse.strides[-1],
                 request.scale,
-                sigmoid_lse_of(request),
+                sigmoid_lse_of(request.normaliser),
                 *share,
             )
 

@@ -9,14 +9,13 @@ one sweep has none in the others.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..formats.work import Request
 from ..jit import inlined
-from ..normalisers import Entmax, Sigmoid
+from ..normalisers import Entmax, Normaliser, Sigmoid
 from .gather import GROUP, gather_axpy
 from .row_work import LIST_COLUMNS, LOG2_E
 from .vector import exp2_sum
@@ -36,6 +35,7 @@ __all__ = [
     "logistic",
     "own_lse",
     "sigmoid_lse_of",
+    "step_of",
     "steps_of",
 ]
 
@@ -56,16 +56,19 @@ _PLAIN_STEPS = 12
 _MOST_STEPS = 200
 
 
-def steps_of(request: Request, selected: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The step of every selected head."""
-    if isinstance(request.normaliser, Entmax):
-        return (request.normaliser.of_heads(request.heads) - 1.0)[selected % request.heads]
-    return np.full(selected.size, SIGMOID)
+def step_of(normaliser: Normaliser | None, head: int) -> float:
+    """The step of a query head."""
+    return normaliser.alpha_of(head) - 1.0 if isinstance(normaliser, Entmax) else SIGMOID
 
 
-def sigmoid_lse_of(request: Request) -> float:
+def steps_of(request: Request) -> npt.NDArray[np.float64]:
+    """The step of every head of every batch element."""
+    steps = [step_of(request.normaliser, head) for head in range(request.heads)]
+    return np.tile(np.array(steps), request.batch)
+
+
+def sigmoid_lse_of(normaliser: Normaliser | None) -> float:
     """lse of every row with keys, or NaN where it is the logarithm of their number."""
-    normaliser: Any = request.normaliser
     return -normaliser.bias if isinstance(normaliser, Sigmoid) and normaliser.bias is not None else math.nan
 
 

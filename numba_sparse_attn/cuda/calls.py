@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from .. import arrays
 from ..formats.work import Request
-from . import memory, staging, streams
+from ..normalisers import SoftmaxPlusOne
+from . import memory, plus_one, staging, streams
 from .interchange import device_views
 from .launch import target_of
 from .view import DeviceView
@@ -88,7 +89,7 @@ def forward(
 
 def backward(
     engine: Any, make_request: RequestMaker, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """A backward call on a GPU; see :meth:`numba_sparse_attn.Plan.backward`."""
     values = (dout, q, k, v, out, lse)
     inputs = device_views(_BACKWARD, values)
@@ -96,13 +97,15 @@ def backward(
         hosts = _host_arrays(_BACKWARD, values)
         request = _backward_request(make_request, *hosts)
         targets = [np.empty(array.shape, request.dtype) for array in hosts[1:4]]
+        if _is_learned(request):
+            targets.append(np.empty(request.heads, request.accumulator))
         with streams.on_device(_GPU_OF_HOST_ARRAYS):
-            dq, dk, dv = _fetched(_queue_backward(engine, request, _copies(hosts)), targets)
+            gradients: list[Any] = _fetched(_queue_backward(engine, request, _copies(hosts)), targets)
     else:
         request = _backward_request(make_request, *inputs)
         with streams.on_device(inputs[0].device):
-            dq, dk, dv = [memory.deliver(view) for view in _queue_backward(engine, request, inputs)]
-    return dq, dk, dv
+            gradients = [memory.deliver(view) for view in _queue_backward(engine, request, inputs)]
+    return tuple(gradients)
 
 
 # What depends on shapes and types ------------------------------------------------------------------------
@@ -174,21 +177,32 @@ def _queue_forward(
         in_order = (result, *inputs)
         stream = memory.join(in_order)
     lse = None
-    if return_lse:
+    adds_one = isinstance(request.normaliser, SoftmaxPlusOne)
+    if return_lse or adds_one:
         lse = memory.allocate(result.library, rows, request.accumulator, q.device, stream)
     if 0 not in shape:
         _run(engine.forward, request, q.device, (*inputs, result, lse))
+    if adds_one and lse is not None:
+        plus_one.add_one(request, result, lse)
     memory.release(in_order, stream)
-    return [result] if lse is None else [result, lse]
+    return [result, lse] if return_lse and lse is not None else [result]
+
+
+def _is_learned(request: Request) -> bool:
+    """Whether there is a fourth gradient: of alpha, one number a query head."""
+    return request.normaliser is not None and request.normaliser.learnable
 
 
 def _queue_backward(engine: Any, request: Request, inputs: tuple[DeviceView, ...]) -> list[DeviceView]:
-    """Queue a backward call on the current device: views of dq, dk and dv."""
+    """Queue a backward call on the current device: views of dq, dk and dv, and of dalpha if it is wanted."""
     qkv = inputs[1:4]
     q = qkv[0]
     stream = memory.join((q, *inputs))  # q's, as in the forward call
     gradients = [memory.allocate(q.library, view.shape, request.dtype, q.device, stream) for view in qkv]
-    if request.batch:
+    if _is_learned(request):
+        kind = (request.heads,), request.accumulator
+        gradients.append(memory.allocate(q.library, *kind, q.device, stream))
+    if request.batch or _is_learned(request):
         _run(engine.backward, request, q.device, (*inputs, *gradients))
     memory.release(inputs, stream)
     return gradients

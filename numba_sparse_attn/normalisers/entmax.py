@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ArgumentError
 from .description import Normaliser
@@ -52,9 +51,9 @@ class Entmax(Normaliser):
                 "pass as many alphas as there are query heads",
             )
 
-    def of_heads(self, heads: int) -> npt.NDArray[np.float64]:
-        """alpha of every query head."""
-        return np.broadcast_to(np.array(self.alphas), (heads,))
+    def alpha_of(self, head: int) -> float:
+        """alpha of a query head."""
+        return self.alphas[head] if self.per_head else self.alphas[0]
 
 
 def entmax(alpha: Any) -> Entmax:

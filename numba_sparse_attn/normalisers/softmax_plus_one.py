@@ -42,9 +42,8 @@ def softmax_plus_one() -> SoftmaxPlusOne:
     --------
     >>> import numpy as np, numba_sparse_attn as nsa
     >>> q, k, v = np.zeros((1, 4)), np.zeros((3, 4)), np.ones((3, 1))
-    >>> nsa.sparse_attention(
-    ...     q, k, v, np.ones((1, 3), bool), normaliser=nsa.normalisers.softmax_plus_one()
-    ... ).item()
+    >>> one = nsa.normalisers.softmax_plus_one()
+    >>> nsa.sparse_attention(q, k, v, np.ones((1, 3), bool), normaliser=one).round(12).item()
     0.75
     """
     return SoftmaxPlusOne()

@@ -1,8 +1,8 @@
 """Other normalisers than softmax the way hardware computes them, for the budgets.
 
 The rules are the oracle's; what is low is the precision of what goes in and comes out. Scores are those of
-the accumulator's type, lse is found from these and rounded, weights follow from scores and lse, and everything is
-off by a unit in its last place at random.
+the accumulator's type, lse is found from these and rounded, weights follow from scores and lse, and
+everything is off by a unit in its last place at random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Other normalisers on the CPU engine: against the oracle, any lists, equal bits, values that are not finite."""
+"""Other normalisers on the CPU engine: any lists, any memory, equal bits, values that are not finite."""
 
 from __future__ import annotations
 

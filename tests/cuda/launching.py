@@ -19,10 +19,16 @@ from numba import cuda
 from numba_sparse_attn.cuda import warp
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.view import DeviceView
-from numba_sparse_attn.cuda.warp import lists
+from numba_sparse_attn.cuda.warp import lists, normalised
 from numba_sparse_attn.cuda.warp.backward import make_key_backward, make_query_backward
 from numba_sparse_attn.cuda.warp.forward import make_forward
 from numba_sparse_attn.cuda.warp.merge import make_add, make_merge
+from numba_sparse_attn.cuda.warp.normalised_backward import (
+    make_alpha_sum,
+    make_normalised_key_backward,
+    make_normalised_query_backward,
+)
+from numba_sparse_attn.cuda.warp.normalised_forward import make_normalised_forward
 from numba_sparse_attn.cuda.warp.schedule import PART_KEYS
 from numba_sparse_attn.formats import Csr, from_mask
 from numba_sparse_attn.testing import (
@@ -44,9 +50,13 @@ WRITES = {
     make_query_backward: {"dq", "scratch"},
     make_key_backward: {"dk", "dv", "scratch"},
     make_add: {"dq", "dk", "dv"},
+    make_normalised_forward: {"out", "lse", "scratch"},
+    make_normalised_query_backward: {"dq", "scratch"},
+    make_normalised_key_backward: {"dk", "dv", "scratch"},
+    make_alpha_sum: {"dalpha"},
 }
 #: Temporary memory holds delta and partial sums: this kernel reads the one and writes the other.
-READS_TOO = {make_key_backward: {"scratch"}}
+READS_TOO = {make_key_backward: {"scratch"}, make_normalised_key_backward: {"scratch"}}
 
 #: Arrays that stand for device memory, each with its part in the engine, by identity.
 _known = {}
@@ -92,16 +102,20 @@ def widened(csr):
     return result
 
 
-def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan, engine=None):
+def run(
+    problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan, engine=None, normaliser=None
+):
     """Results by name; `poison` in rows that no pair needs, NaN in outputs and around them."""
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
-    request = request_for(problem, structures)
+    request = request_for(problem, structures, normaliser)
     engine = SimulatedEngine(part_keys) if engine is None else engine
     shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
     results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
     results["lse"] = surrounded(nan_filled(q.shape[:-1], problem.accumulator))
     forward = {name: results.pop(name) for name in ("out", "lse")}
+    if normaliser is not None and normaliser.learnable:
+        results["dalpha"] = surrounded(nan_filled(q.shape[-3:-2], problem.accumulator))
     engine.forward(request, q, k, v, **forward)
     if gradients:
         engine.backward(request, dout, q, k, v, **forward, **results)
@@ -127,8 +141,10 @@ class SimulatedEngine:
     def forward(self, request, q, k, v, out, lse):
         self._run(warp.forward, request, q=q, k=k, v=v, out=out, lse=lse)
 
-    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv):
+    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv, dalpha=None):
         arrays = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        if dalpha is not None:
+            arrays["dalpha"] = dalpha
         self._run(warp.backward, request, **arrays)
 
     def _run(self, function, request, **arrays):
@@ -146,7 +162,11 @@ class SimulatedEngine:
             "streams": mock.MagicMock(),
             "_LISTS": weakref.WeakKeyDictionary(),
         }
-        with mock.patch.multiple(warp, **replaced), mock.patch.multiple(lists, **lists_replaced):
+        with (
+            mock.patch.multiple(warp, **replaced),
+            mock.patch.multiple(lists, **lists_replaced),
+            mock.patch.object(normalised, "load_kernel", replaced["load_kernel"]),
+        ):
             function(request, *(self._view(name, array) for name, array in arrays.items()))
 
     def _view(self, name, array):

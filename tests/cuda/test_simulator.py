@@ -11,8 +11,13 @@ import pytest
 
 pytest.importorskip("numba.cuda", reason="numba.cuda is not installed: pip install numba-cuda")
 
-#: The warp engine, and the tile engine on mma.sync, forward and backward.
-CASES = ("simulator_cases.py", "tile_simulator_cases.py", "tile_gradient_cases.py")
+#: The warp engine, with softmax and other normalisers, and the tile engine on mma.sync.
+CASES = (
+    "simulator_cases.py",
+    "normaliser_simulator_cases.py",
+    "tile_simulator_cases.py",
+    "tile_gradient_cases.py",
+)
 
 
 @pytest.mark.parametrize("cases", CASES)

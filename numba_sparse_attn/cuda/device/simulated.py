@@ -34,6 +34,7 @@ __all__ = [
     "load_int32",
     "load_int64",
     "load_shared_chunk",
+    "load_written",
     "shared_elements",
     "shared_room",
     "store_chunk",
@@ -303,6 +304,16 @@ def load_element(kind: str) -> Callable[[Any], Any]:
 
     def load(address: Any) -> Any:
         return accumulator(_elements(address, dtype, 1)[0])
+
+    return load
+
+
+def load_written(kind: str) -> Callable[[Any], Any]:
+    """Function ``(address)``: one element, widened, of memory that the kernel itself writes to."""
+    dtype, accumulator = _DTYPES[kind], _accumulator(kind).type
+
+    def load(address: Any) -> Any:
+        return accumulator(_elements(address, dtype, 1, written=True)[0])
 
     return load
 

@@ -1,7 +1,8 @@
 """Loads and stores of 16 bytes a lane, with conversion to and from the accumulator type.
 
 Addresses are plain 64-bit integers, of shared memory too. Loads from global memory go through the
-read-only path (``ld.global.nc``): nothing that a kernel of this package reads is written while it runs.
+read-only path (``ld.global.nc``), which is for what nobody writes while a kernel runs; what a kernel writes
+itself is read back by ``load_written``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "load_int32",
     "load_int64",
     "load_shared_chunk",
+    "load_written",
     "shared_address",
     "store_chunk",
     "store_element",
@@ -144,26 +146,36 @@ def store_chunk(kind: str) -> Any:
     return store
 
 
-def load_element(kind: str) -> Any:
-    """Intrinsic ``(address)``: one element, widened."""
+def _element_loader(kind: str, space: str) -> Any:
+    """Intrinsic ``(address)``: one element of a state space, widened."""
 
     @intrinsic
     def load(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
             if kind == "float64":
                 return assemble(
-                    builder, FLOAT64, "ld.global.nc.f64 $0, [$1];", "=d,l", operands, volatile=True
+                    builder, FLOAT64, f"ld.{space}.f64 $0, [$1];", "=d,l", operands, volatile=True
                 )
             if kind == "float32":
                 return assemble(
-                    builder, FLOAT32, "ld.global.nc.f32 $0, [$1];", "=f,l", operands, volatile=True
+                    builder, FLOAT32, f"ld.{space}.f32 $0, [$1];", "=f,l", operands, volatile=True
                 )
-            half = assemble(builder, INT16, "ld.global.nc.b16 $0, [$1];", "=h,l", operands, volatile=True)
+            half = assemble(builder, INT16, f"ld.{space}.b16 $0, [$1];", "=h,l", operands, volatile=True)
             return widen_pair(builder, kind, builder.zext(half, INT32))[0]
 
         return (types.float64 if kind == "float64" else types.float32)(types.int64), generate
 
     return load
+
+
+def load_element(kind: str) -> Any:
+    """Intrinsic ``(address)``: one element, widened."""
+    return _element_loader(kind, "global.nc")
+
+
+def load_written(kind: str) -> Any:
+    """Intrinsic ``(address)``: one element, widened, of memory that the kernel itself writes to."""
+    return _element_loader(kind, "global")
 
 
 def store_element(kind: str) -> Any:

@@ -167,8 +167,12 @@ def _lists_and_shape(
     aligned: bool,
     *,
     mixed: bool = False,
+    whole: bool = False,
 ) -> tuple[Lists, WarpShape]:
-    """The schedule of a structure, and the kernel's shape: staging where rows have runs in common."""
+    """The schedule of a structure, and the kernel's shape: staging where rows have runs in common.
+
+    Rows that are to stay `whole`, one warp's each, are not staged.
+    """
     size = request.dtype.itemsize
     aligned = aligned and all(
         array.strides[-1] == size
@@ -180,8 +184,8 @@ def _lists_and_shape(
     shape = warp_shape(
         request.dtype.name, request.head_dim, request.value_dim, aligned=aligned, wide=wide, mixed=mixed
     )
-    staged = shared_shape(shape, SHARING_WARPS)
-    lists = lists_of(csr, arrays[0].device, share=staged is not None, wide=wide)
+    staged = None if whole else shared_shape(shape, SHARING_WARPS)
+    lists = lists_of(csr, arrays[0].device, share=staged is not None, wide=wide, whole=whole)
     return lists, staged if staged is not None and lists.shared else shape
 
 
@@ -204,7 +208,10 @@ def forward(
     prepared = request.memo.get(layout)
     if prepared is None:
         arrays = (q, k, v, out)
-        prepared = _keep(request, layout, _prepare_forward(request, arrays, aligned, lse is not None))
+        prepare = _prepare_forward
+        if request.normaliser is not None and request.normaliser.needs_rows:
+            from .normalised import prepare_forward as prepare
+        prepared = _keep(request, layout, prepare(request, arrays, aligned, lse is not None))
     addresses.append(0 if lse is None else lse.address)
     _run(prepared, addresses, out)
 
@@ -264,7 +271,7 @@ def _prepare_forward(
 
 
 #: Places of the arrays of a backward call.
-_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE = range(9)
+_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE, _DALPHA = range(10)
 
 
 def backward(
@@ -278,8 +285,9 @@ def backward(
     dq: DeviceView,
     dk: DeviceView,
     dv: DeviceView,
+    dalpha: DeviceView | None = None,
 ) -> None:
-    """Queue gradients into `dq`, `dk` and `dv`; the same bits every time.
+    """Queue gradients into `dq`, `dk` and `dv`, and into `dalpha` if there is one; the same bits every time.
 
     Examples
     --------
@@ -288,12 +296,21 @@ def backward(
     arrays = (q, k, v, out, dout, dq, dk, dv)
     addresses = [array.address for array in arrays]
     aligned = not functools.reduce(operator.or_, addresses) & 15
-    layout = "backward", aligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays]
+    learns = dalpha is not None
+    layout = "backward", aligned, learns, dq.device, q.shape, lse.strides, *[a.strides for a in arrays]
     prepared = request.memo.get(layout)
     if prepared is None:
         _require_contiguous(lse)
-        prepared = _keep(request, layout, _prepare_backward(request, arrays, aligned))
+        if request.normaliser is not None and request.normaliser.needs_rows:
+            from .normalised import prepare_backward
+
+            made = prepare_backward(request, arrays, aligned, learns=learns)
+        else:
+            made = _prepare_backward(request, arrays, aligned)
+        prepared = _keep(request, layout, made)
     addresses.append(lse.address)
+    if dalpha is not None:
+        addresses.append(dalpha.address)
     _run(prepared, addresses, dq)
 
 
@@ -384,8 +401,21 @@ def _query_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> 
     return launches, partial_bytes
 
 
-def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tuple[list[_Launch], int]:
-    """dk and dv; and how many bytes of partial sums there are."""
+def _key_launches(
+    one: _Pass,
+    which: npt.NDArray[np.int32],
+    lse_head: int,
+    *,
+    make: Callable[..., Any] = make_key_backward,
+    signature: Any = KEY_SIGNATURE,
+    dress: Callable[[WarpShape], Any] = lambda shape: shape,
+    table: DeviceView | None = None,
+) -> tuple[list[_Launch], int]:
+    """dk and dv; and how many bytes of partial sums there are.
+
+    Another kernel than softmax's gets a shape that `dress` makes of the usual one, and the address of a table
+    in front of the other numbers.
+    """
     request, device = one.request, one.arrays[0].device
     launches, partial_bytes = [], 0
     sources, offsets, strides = one.kernel_arguments((_Q, _K, _V, _DOUT, _DK, _DV))
@@ -398,13 +428,14 @@ def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tu
         if not by_key.shape[0]:
             continue
         lists, shape = _lists_and_shape(request, by_key, one.arrays, one.aligned, mixed=mixed)
-        rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
+        rest: tuple[Any, ...] = () if table is None else (table.address,)
+        rest += (lse_head, lists.items, lists.indices, *lists.segments)
         rest += (group.table, group.number, request.kv_heads, request.group)
         rest += (lists.parts, request.head_dim, request.value_dim, request.n_q, *strides, request.scale)
         shape = replace(shape, steps=KEY_STEPS)
-        kernel = _loaded(make_key_backward, shape, KEY_SIGNATURE, KEY_THREADS, device)
+        kernel = _loaded(make, dress(shape), signature, KEY_THREADS, device)
         grid = _grid(lists.blocks, group.number)
-        launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, (lists, group)))
+        launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, (lists, group, table)))
         if lists.parts:
             size = request.head_dim + request.value_dim
             for place, first, count in (
