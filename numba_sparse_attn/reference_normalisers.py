@@ -113,7 +113,8 @@ class EntmaxRule(_Rule):
     def slopes(self, weights: Array, head: int) -> Array:
         """weight ** (2 - alpha) on the support."""
         support = (weights > 0.0) | np.isnan(weights)
-        return np.where(support, np.where(support, weights, 1.0) ** (2.0 - self._alphas[head]), 0.0)
+        slopes = np.where(support, np.where(support, weights, 1.0) ** (2.0 - self._alphas[head]), 0.0)
+        return np.where(np.isnan(weights), np.nan, slopes)  # NaN ** 0 is 1
 
     def delta(self, slopes: Array, dweights: Array) -> Array:
         """Mean of the incoming gradients, weighted with the slopes (Peters et al., proposition 2)."""

@@ -67,9 +67,8 @@ def add_one(request: Request, out: DeviceView, lse: DeviceView) -> None:
     if not out.size:
         return
     stream = streams.stream_object(out.stream, out.device)
-    kernel = load_kernel(
-        make_plus_one, request.dtype.name, PLUS_ONE_SIGNATURE, 32 * PLUS_ONE_WARPS, out.device
-    )
+    threads = 32 * PLUS_ONE_WARPS
+    kernel = load_kernel(make_plus_one, request.dtype.name, PLUS_ONE_SIGNATURE, threads, out.device)
     lead, strides = out.shape[:-2], out.strides[:-2]
     merged = merged_stride(lead, strides)
     # Axes that no single stride reaches are gone through one by one.
@@ -84,4 +83,4 @@ def add_one(request: Request, out: DeviceView, lse: DeviceView) -> None:
             *(rows, request.n_q, request.value_dim),
             *(head_stride, *out.strides[-2:]),
         )
-        launch(kernel, -(-rows // PLUS_ONE_WARPS), 32 * PLUS_ONE_WARPS, stream, arguments)
+        launch(kernel, -(-rows // PLUS_ONE_WARPS), threads, stream, arguments)

@@ -146,22 +146,26 @@ def store_chunk(kind: str) -> Any:
     return store
 
 
+#: How one element is loaded: LLVM's type, the instruction's suffix and the constraint.
+_ELEMENT_FORMS = {
+    "float64": (FLOAT64, "f64", "d"),
+    "float32": (FLOAT32, "f32", "f"),
+    "16 bits": (INT16, "b16", "h"),
+}
+
+
 def _element_loader(kind: str, space: str) -> Any:
     """Intrinsic ``(address)``: one element of a state space, widened."""
 
     @intrinsic
     def load(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            if kind == "float64":
-                return assemble(
-                    builder, FLOAT64, f"ld.{space}.f64 $0, [$1];", "=d,l", operands, volatile=True
-                )
-            if kind == "float32":
-                return assemble(
-                    builder, FLOAT32, f"ld.{space}.f32 $0, [$1];", "=f,l", operands, volatile=True
-                )
-            half = assemble(builder, INT16, f"ld.{space}.b16 $0, [$1];", "=h,l", operands, volatile=True)
-            return widen_pair(builder, kind, builder.zext(half, INT32))[0]
+            form, suffix, letter = _ELEMENT_FORMS.get(kind, _ELEMENT_FORMS["16 bits"])
+            text = f"ld.{space}.{suffix} $0, [$1];"
+            loaded = assemble(builder, form, text, f"={letter},l", operands, volatile=True)
+            if form is not INT16:
+                return loaded
+            return widen_pair(builder, kind, builder.zext(loaded, INT32))[0]
 
         return (types.float64 if kind == "float64" else types.float32)(types.int64), generate
 

@@ -123,7 +123,7 @@ class _Prepared(NamedTuple):
 _SCRATCH, _NULL = -2, -1
 
 
-def _loaded(make: Callable[..., Any], shape: WarpShape, signature: Any, resident: int, device: int) -> Any:
+def _loaded(make: Callable[..., Any], shape: Any, signature: Any, resident: int, device: int) -> Any:
     return load_kernel(make, shape, signature, shape.threads, device, blocks=shape.blocks(resident))
 
 

@@ -1,6 +1,6 @@
-"""Launches of the kernels for entmax and sigmoid weights, beside those that ``__init__.py`` prepares for softmax.
+"""Launches of the kernels for entmax and sigmoid weights, beside those for softmax in ``__init__.py``.
 
-Imported by it when first needed, and built from its pieces.
+Imported from there when first needed, and built from its pieces.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ...formats.work import Request
 from ...normalisers import Entmax, Sigmoid
 from .. import warp
 from ..device.weighing import ENTMAX, SIGMOID
+from ..launch import load_kernel
 from ..view import DeviceView
 from .backward import QUERY_THREADS
 from .lists import heads_with, table_of
@@ -111,13 +112,13 @@ def prepare_backward(
     device, real = arrays[0].device, request.accumulator
     lse_head = request.n_q * real.itemsize
     steps = _steps_of(request, device)
-    # delta lies at the beginning of the temporary memory, behind it the rows' parts of dalpha, then partial sums.
+    # In the temporary memory: delta, the rows' parts of dalpha, partial sums.
     row_bytes = -(-request.which.size * lse_head // 256) * 256
     before_sums = 2 * row_bytes if learns else row_bytes
     launches: list[warp._Launch] = []
     partial_bytes = 0
     dress = functools.partial(NormalisedShape, rule=_rule_of(request))
-    for first, length, operands in warp._parts(arrays):
+    for first, length, operands in warp._parts(arrays) if request.batch else ():
         one = warp._Pass(request, arrays, aligned, operands, first * request.heads * lse_head, before_sums)
         which = request.which[first : first + length]
         launches += _query_launches(one, which, lse_head, steps, row_bytes if learns else None)
@@ -133,7 +134,7 @@ def prepare_backward(
         launches += added
         partial_bytes = max(partial_bytes, needed)
     if learns:
-        kernel = warp.load_kernel(make_alpha_sum, request.dtype.name, ALPHA_SIGNATURE, 32, device)
+        kernel = load_kernel(make_alpha_sum, request.dtype.name, ALPHA_SIGNATURE, 32, device)
         sources, offsets = (warp._DALPHA, warp._SCRATCH), (0, row_bytes)
         rest = (request.batch, request.heads, request.n_q)
         launches.append(warp._Launch(kernel, (request.heads, 1, 1), 32, sources, offsets, rest, None))

@@ -5,8 +5,8 @@ With p a weight, u its derivative with respect to its score at a fixed lse, and 
     ds = u (g - delta),    delta = sum(u g) / sum(u) over the row for entmax, 0 for sigmoid
 
 A query's warp walks over its keys twice for entmax, for delta and then for dq; it leaves delta for the key
-kernel, and its row's part of the gradient of alpha, if that is asked for. A row is one warp's, however long it
-is. Keys are cut into parts like those of softmax, with the same kernel to add them up.
+kernel, and its row's part of the gradient of alpha, if that is asked for. A row is one warp's, however long
+it is. Keys are cut into parts like those of softmax, with the same kernel to add them up.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Forward pass with entmax or sigmoid weights, one warp a query: the scores of a whole row, then its weights.
 
-Entmax has no online form: which keys have any weight is known when all scores are. A warp writes the scores of
-its row to memory of its own, finds lse there and comes back for the values: 4 bytes a pair are read again for
-every step of the search, where computing a score anew would read a row of K. Blocks stay and take one group of
-rows after another, so this memory grows with the longest row and not with the number of pairs.
+Entmax has no online form: which keys have any weight is known when all scores are. A warp writes the scores
+of its row to memory of its own, finds lse there and comes back for the values: 4 bytes a pair are read again
+for every step of the search, where computing a score anew would read a row of K. Blocks stay and take one
+group of rows after another, so this memory grows with the longest row and not with the number of pairs.
 
 Lanes are laid out as in ``forward.py``, over K in the first walk and over V in the second. A row is one
 warp's, however long it is.
