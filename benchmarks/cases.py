@@ -207,6 +207,15 @@ TINY: tuple[Case, ...] = (
     AttentionCase(
         "tiny/path", _spec("random_keys", n=256, per_query=8, seed=0), head_dim=16, dense=False, paths=True
     ),
+    AttentionCase(
+        "tiny/normaliser",
+        _TINY_WINDOW,
+        head_dim=16,
+        direction="backward",
+        dense=False,
+        beside=(("softmax", _TINY_WINDOW),),
+        normaliser="entmax15",
+    ),
     BuildCase("tiny/build", _TINY_WINDOW),
     BuildCase("tiny/build_csr", _spec("arbitrary_csr", n=640, per_row=4, seed=0)),
     RateCase("tiny/copy", 1 << 16, "copy"),
@@ -277,6 +286,7 @@ def all_cases() -> list[Case]:
         *sweeps.densities(on),
         *sweeps.head_dims(on),
         *sweeps.engine_map(on),
+        *sweeps.normalisers(on),
         *(case for n in sweeps.CATALOGUE_LENGTHS for case in sweeps.catalogue(on, n)),
         *QUICK,
         *gpu_cases.gpu_cases(),

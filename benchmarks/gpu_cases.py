@@ -354,6 +354,7 @@ def gpu_cases() -> list[Case]:
         *COLD,
         *sweeps.plans(on),
         *sweeps.engine_map(on),
+        *sweeps.normalisers(on),
         *_mesh(),
         *_windows(),
         *(case for n in sweeps.CATALOGUE_LENGTHS for case in sweeps.catalogue(on, n)),

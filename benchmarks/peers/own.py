@@ -70,6 +70,7 @@ class Own:
             scale=workload.scale,
             engine=self.engine,
             device=self.device,
+            normaliser=workload.normaliser,
         )
 
     def prepare(self, workload: Workload) -> Prepared:
@@ -99,7 +100,7 @@ class Own:
 
 @dataclass(frozen=True)
 class OwnBeside:
-    """The same engine on another pattern of the same shape: what the case is measured against.
+    """The same engine with softmax on a pattern of the same shape: what the case is measured against.
 
     Its result is not the case's, so it is not checked here.
     """
@@ -131,7 +132,7 @@ class OwnBeside:
         return replace(self.own.prepare(other), flops=other.flops, checked=False, computes=self.spec.label)
 
     def _workload(self, workload: Workload) -> Workload:
-        return replace(workload, spec=self.spec, pattern=self.spec.build())
+        return replace(workload, spec=self.spec, pattern=self.spec.build(), normaliser=None)
 
 
 def own_dense(own: Own, spec: PatternSpec) -> OwnBeside:

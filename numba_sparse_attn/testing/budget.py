@@ -213,7 +213,7 @@ def low_precision_attention(
             gradients,
             rng,
             normaliser,
-            np.arange(heads)[block] % problem.q.shape[-3],
+            np.arange(heads)[block] % _heads(problem),
         )
         for block in blocks
     ]
@@ -279,7 +279,7 @@ def _low_precision_heads(
     with np.errstate(all="ignore"):
         if normaliser is not None and normaliser.needs_rows:
             results = normalised_heads(
-                rule_of(normaliser, problem.q.shape[-3]),
+                rule_of(normaliser, _heads(problem)),
                 numbers,
                 (q, k, v, dout),
                 selected,
@@ -316,7 +316,7 @@ def _low_precision_heads(
 
 
 def _oracle(problem: Problem, gradients: bool, normaliser: Normaliser | None) -> dict[str, Array]:
-    heads = problem.q.shape[-3]
+    heads = _heads(problem)
     rule = rule_of(normaliser, heads)
     out, lse = reference.forward(problem.q, problem.k, problem.v, problem.mask, problem.scale, rule=rule)
     if not gradients:
@@ -334,6 +334,11 @@ def _oracle(problem: Problem, gradients: bool, normaliser: Normaliser | None) ->
     )
     results = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
     return results | {"dalpha": dalpha} if normaliser is not None and normaliser.learnable else results
+
+
+def _heads(problem: Problem) -> int:
+    """Query heads; one where arrays have no axis for them."""
+    return int(problem.q.shape[-3]) if problem.q.ndim > 2 else 1
 
 
 def _stack(array: Array, count: int) -> Array:
