@@ -211,8 +211,11 @@ def make_normalised_key_backward(shape: NormalisedShape) -> Callable[..., None]:
 
     @cuda.jit(device=True, inline="always")
     def take(queries, incoming, rows, members, left, own):
-        """Add one round's shares of dk and dv; `at` are the addresses of the head's lse, delta and step."""
-        key, value, key_total, value_total, scores, gains, at, lse_head, scale = own
+        """Add one round's shares of dk and dv; `at` are the addresses of the head's lse and delta.
+
+        Mixed indices find the step of their head in the table, the others' is `power`.
+        """
+        key, value, key_total, value_total, scores, gains, at, power, step_table, lse_head, scale = own
         shifts = cuda.local.array(steps, real)
         deltas = cuda.local.array(steps, real)
         powers = cuda.local.array(steps, real)
@@ -223,7 +226,10 @@ def make_normalised_key_backward(shape: NormalisedShape) -> Callable[..., None]:
                 place = member * lse_head + int64(rows[s]) * real_bytes
             shifts[s] = load_real(at[0] + place)
             deltas[s] = load_real(at[1] + place)
-            powers[s] = load_real(at[2] + member * real_bytes)
+            if mixed:
+                powers[s] = load_real(step_table + member * real_bytes)
+            else:
+                powers[s] = power[0]
         for s in range(steps):
             scores[s] = real(0.0)
             for e in range(key_words):
@@ -234,10 +240,13 @@ def make_normalised_key_backward(shape: NormalisedShape) -> Callable[..., None]:
         sum_over_key(scores, steps)
         sum_over_key(gains, steps)
         for s in range(steps):
+            scores[s] = real(real(scores[s] * scale) - shifts[s])
+            gains[s] -= deltas[s]
+        for s in range(steps):
             if s * rows_a_step < left:
-                weight, slope = weigh(real(real(scores[s] * scale) - shifts[s]), powers[s])
+                weight, slope = weigh(scores[s], powers[s])
                 if weight != real(0.0):
-                    slope = real(slope * real(gains[s] - deltas[s]))
+                    slope = real(slope * gains[s])
                     for e in range(key_words):
                         key_total[e] += slope * queries[s * key_words + e]
                     for e in range(value_words):
@@ -266,7 +275,8 @@ def make_normalised_key_backward(shape: NormalisedShape) -> Callable[..., None]:
         value_total = cuda.local.array(value_words, real)
         scores = cuda.local.array(steps, real)
         gains = cuda.local.array(steps, real)
-        at = cuda.local.array(3, int64)
+        at = cuda.local.array(2, int64)
+        power = cuda.local.array(1, real)
         start = lane_address(k + batch * k_batch + key_head * k_head + some_row * k_row, part)
         load_row(start, k_column, part, key_chunks, head_dim, key, 0)
         start = lane_address(v + batch * v_batch + key_head * v_head + some_row * v_row, part)
@@ -275,14 +285,19 @@ def make_normalised_key_backward(shape: NormalisedShape) -> Callable[..., None]:
             key_total[e] = real(0.0)
         for e in range(value_words):
             value_total[e] = real(0.0)
-        own = (key, value, key_total, value_total, scores, gains, at, lse_head, real(scale))
+        steps_of_group = step_table + key_head * group * real_bytes
+        own = (
+            key, value, key_total, value_total, scores, gains,
+            at, power, steps_of_group, lse_head, real(scale),
+        )  # fmt: skip
         # Mixed indices name the head of the group: one walk is all.
         for member in range(1 if mixed else group):
             head = key_head * group + member
             queries = q + batch * q_batch + head * q_head
             incoming = dout + batch * dout_batch + head * dout_head
             rows = (batch * heads * group + head) * lse_head
-            at[0], at[1], at[2] = lse + rows, delta + rows, step_table + head * real_bytes
+            at[0], at[1] = lse + rows, delta + rows
+            power[0] = load_real(steps_of_group + member * real_bytes)
             if shared:
                 stage(
                     queries, q_row, head_dim, incoming, dout_row, value_dim,
