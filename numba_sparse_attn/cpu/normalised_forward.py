@@ -28,7 +28,6 @@ from .normalising import (
     entmax_power,
     logistic,
     own_lse,
-    sigmoid_lse_of,
     steps_of,
 )
 from .operands import aligned_empty, shares
@@ -162,6 +161,8 @@ def forward_normalised(
     lse: npt.NDArray[Any] | None,
 ) -> None:
     """Attention of all heads with the request's normaliser; arrays as of the engine's ``forward``."""
+    assert request.normaliser is not None
+    row_lse = request.normaliser.row_lse
     accumulator = request.accumulator
     sizes = request.head_dim, request.value_dim
     widths = padded(sizes[0], accumulator), padded(sizes[1], accumulator)
@@ -202,7 +203,7 @@ def forward_normalised(
                 out.strides[-2:],
                 0 if lse is None else lse.strides[-1],
                 request.scale,
-                sigmoid_lse_of(request.normaliser),
+                row_lse,
                 *share,
             )
 

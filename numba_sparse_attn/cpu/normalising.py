@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from ..formats.work import Request
 from ..jit import inlined
-from ..normalisers import Entmax, Normaliser, Sigmoid
 from .gather import GROUP, gather_axpy
 from .row_work import LIST_COLUMNS, LOG2_E
 from .vector import exp2_sum
@@ -34,8 +33,6 @@ __all__ = [
     "entmax_power",
     "logistic",
     "own_lse",
-    "sigmoid_lse_of",
-    "step_of",
     "steps_of",
 ]
 
@@ -56,20 +53,11 @@ _PLAIN_STEPS = 12
 _MOST_STEPS = 200
 
 
-def step_of(normaliser: Normaliser | None, head: int) -> float:
-    """The step of a query head."""
-    return normaliser.alpha_of(head) - 1.0 if isinstance(normaliser, Entmax) else SIGMOID
-
-
 def steps_of(request: Request) -> npt.NDArray[np.float64]:
     """The step of every head of every batch element."""
-    steps = [step_of(request.normaliser, head) for head in range(request.heads)]
+    assert request.normaliser is not None
+    steps = [request.normaliser.step_of(head) for head in range(request.heads)]
     return np.tile(np.array(steps), request.batch)
-
-
-def sigmoid_lse_of(normaliser: Normaliser | None) -> float:
-    """lse of every row with keys, or NaN where it is the logarithm of their number."""
-    return -normaliser.bias if isinstance(normaliser, Sigmoid) and normaliser.bias is not None else math.nan
 
 
 @inlined
@@ -142,7 +130,7 @@ def entmax_lse(products, count, scale, step, kept):
 
 @inlined
 def own_lse(products, count, scale, step, sigmoid_lse, kept):
-    """lse of a row of `count` >= 1 keys."""
+    """lse of a row of `count` >= 1 keys; a `sigmoid_lse` of NaN stands for the logarithm of their number."""
     if step != SIGMOID:
         return entmax_lse(products, count, scale, step, kept)
     if math.isnan(sigmoid_lse):

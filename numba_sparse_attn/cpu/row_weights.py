@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..formats.csr import Csr
 from ..jit import for_each, kernel
 from ..normalisers import Normaliser
-from .normalising import SIGMOID, entmax_power, own_lse, sigmoid_lse_of, step_of
+from .normalising import SIGMOID, entmax_power, own_lse
 from .vector import address_of, dot
 
 __all__ = ["row_weights"]
@@ -107,7 +107,7 @@ def row_weights(
     def work(share: tuple[int, int], worker: int) -> None:
         lists = rows.indptr, rows.indices, data
         if normaliser is not None and normaliser.needs_rows:
-            step, lse = step_of(normaliser, head), sigmoid_lse_of(normaliser)
+            step, lse = normaliser.step_of(head), normaliser.row_lse
             _normalised_weights_kernel(q, k, scale, step, lse, *lists, np.empty((2, longest)), *share)
         else:
             one = 0.0 if normaliser is None else 1.0

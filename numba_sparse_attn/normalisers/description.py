@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,15 @@ class Normaliser:
     def learnable(self) -> bool:
         """Whether the backward pass returns the gradient of a parameter as a fourth item."""
         return False
+
+    @property
+    def row_lse(self) -> float:
+        """lse of every query with keys, where it is not looked for; NaN stands for log(number of keys)."""
+        return math.nan
+
+    def step_of(self, head: int) -> float:
+        """alpha - 1 of a query head; 0 where weights are no entmax weights."""
+        return 0.0
 
     def check(self, heads: int) -> None:
         """Refuse parameters that do not fit a call with so many query heads."""

@@ -22,6 +22,11 @@ class Sigmoid(Normaliser):
         """With its bias."""
         return f"sigmoid(bias={'-log(keys of the query)' if self.bias is None else f'{self.bias:g}'})"
 
+    @property
+    def row_lse(self) -> float:
+        """Minus the bias."""
+        return math.nan if self.bias is None else -self.bias
+
 
 def sigmoid(bias: float | None = None) -> Sigmoid:
     """Weights ``1 / (1 + exp(-(s + bias)))``, each of which depends on its own score alone.

@@ -6,7 +6,6 @@ Imported from there when first needed, and built from its pieces.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from ...formats.csr import Csr
 from ...formats.work import Request
-from ...normalisers import Entmax, Sigmoid
+from ...normalisers import Entmax
 from .. import warp
 from ..device.weighing import ENTMAX, SIGMOID
 from ..launch import load_kernel
@@ -50,23 +49,16 @@ def _rule_of(request: Request) -> str:
 
 def _steps_of(request: Request, device: int) -> DeviceView:
     """alpha - 1 of every query head, on a device; 0 for sigmoid weights."""
-    normaliser = request.normaliser
-    steps = np.zeros(request.heads, request.accumulator)
-    if isinstance(normaliser, Entmax):
-        steps[:] = [normaliser.alpha_of(head) - 1.0 for head in range(request.heads)]
-    return table_of(steps.tobytes(), request.accumulator.name, device)
-
-
-def _sigmoid_lse(request: Request) -> float:
-    """lse of every row with keys, or NaN where it is the logarithm of their number."""
-    normaliser = request.normaliser
-    return -normaliser.bias if isinstance(normaliser, Sigmoid) and normaliser.bias is not None else math.nan
+    assert request.normaliser is not None
+    steps = [request.normaliser.step_of(head) for head in range(request.heads)]
+    return table_of(np.array(steps, request.accumulator).tobytes(), request.accumulator.name, device)
 
 
 def prepare_forward(
     request: Request, arrays: tuple[DeviceView, ...], aligned: bool, lse_wanted: bool
 ) -> warp._Prepared:
     """Launches of a forward call; arrays are q, k, v and out."""
+    assert request.normaliser is not None
     device, real = arrays[0].device, request.accumulator.itemsize
     lse_head = request.n_q * real
     steps = _steps_of(request, device)
@@ -98,7 +90,7 @@ def prepare_forward(
                     shape.threads,
                     (0, 1, 2, 3, 4 if lse_wanted else warp._NULL, warp._SCRATCH),
                     warp._none_if_zero(offsets),
-                    (*rest, request.scale, _sigmoid_lse(request)),
+                    (*rest, request.scale, request.normaliser.row_lse),
                     (lists, group, steps),
                 )
             )
