@@ -80,13 +80,13 @@ def entmax_lse(products, count, scale, step, kept):
     and is dropped. Equal scores and, as step goes to 0, any scores take one step.
     """
     peak = -np.inf
-    total = 0.0
+    lost = False
     for i in range(count):
         score = scale * np.float64(products[i])
-        total += score
+        lost = lost or math.isnan(score)
         peak = max(peak, score)
-    # Not a number, or no largest one that others could be compared with. -inf alone makes no NaN.
-    if math.isnan(total) or not math.isfinite(peak):
+    # A score that is not a number, or no largest one that others could be compared with.
+    if lost or not math.isfinite(peak):
         return np.nan
     left = 0
     reach = -1.0 / step

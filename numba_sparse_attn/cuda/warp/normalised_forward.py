@@ -101,7 +101,7 @@ def make_normalised_forward(shape: NormalisedShape) -> Callable[..., None]:
 
     @cuda.jit(device=True, inline="always")
     def take_keys(keys, values, rows, members, left, own):
-        """Scores of one round, to the warp's memory; `extremes` are their maximum and sum in this lane."""
+        """Scores of one round, to the warp's memory; `extremes`: this lane's maximum, and 1 if one is NaN."""
         query, scores, extremes, place, count, part, scale = own
         for s in range(steps):
             scores[s] = real(0.0)
@@ -112,7 +112,8 @@ def make_normalised_forward(shape: NormalisedShape) -> Callable[..., None]:
             if s * keys_a_step < left:
                 score = real(scores[s] * scale)
                 extremes[0] = max(extremes[0], score)
-                extremes[1] += score
+                if score != score:
+                    extremes[1] = real(1.0)
                 if part == 0:
                     store_real(place + (int64(count) - left + s * keys_a_step) * real_bytes, score)
 
@@ -175,7 +176,7 @@ def make_normalised_forward(shape: NormalisedShape) -> Callable[..., None]:
                 if is_entmax:
                     peak = extremes[0]
                     # A score that is not a number, or no largest one: the whole row is NaN.
-                    if extremes[1] != extremes[1] or peak - peak != real(0.0):
+                    if extremes[1] != real(0.0) or peak - peak != real(0.0):
                         fixed[0] = real(np.nan)
                     else:
                         fixed[0] = peak
