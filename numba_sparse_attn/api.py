@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from . import arrays
 from .errors import ArgumentError, ShapeError
+from .normalisers import Normaliser
 from .normalisers.description import check_normaliser
 from .patterns.catalogue import CATALOGUE
 from .patterns.convert import as_pattern
@@ -38,7 +39,7 @@ def sparse_attention(
     return_lse: bool = False,
     engine: str = "auto",
     out: npt.NDArray[Any] | None = None,
-    normaliser: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> Any:
     """Exact attention over the selected pairs: ``softmax(scale * q k^T over the pairs) v``.
 
@@ -95,7 +96,7 @@ def sparse_attention_backward(
     *,
     scale: float | None = None,
     engine: str = "auto",
-    normaliser: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> tuple[npt.NDArray[Any], ...]:
     """Gradients of :func:`sparse_attention` with respect to q, k and v.
 
@@ -139,7 +140,7 @@ def vjp(
     *,
     scale: float | None = None,
     engine: str = "auto",
-    normaliser: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """Attention, and the function that takes gradients back through it: what an autodiff library needs.
 
@@ -187,7 +188,7 @@ def plan(
     scale: float | None = None,
     engine: str = "auto",
     device: str | None = None,
-    normaliser: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> Plan:
     """Do once what every call with a pattern would do again: check, choose, build.
 
@@ -331,7 +332,7 @@ def _named(seq_len: int, name: str, kwargs: dict[str, Any]) -> Pattern:
 
 
 def _plan_for(
-    q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, normaliser: Any
+    q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, normaliser: Normaliser | None
 ) -> Plan:
     """A plan for one call's arrays, after checking them."""
     views = gpu_views(q, k, v)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from .normalisers import Normaliser
 from .normalisers.description import check_normaliser
 from .patterns.pattern import Pattern
 
@@ -15,7 +16,7 @@ __all__ = ["attention_weights"]
 
 
 def attention_weights(
-    q: Any, k: Any, pattern: Any, *, scale: float | None = None, normaliser: Any = None
+    q: Any, k: Any, pattern: Any, *, scale: float | None = None, normaliser: Normaliser | None = None
 ) -> Any:
     """``softmax(scale * q k^T over the selected pairs)``, with every pair's weight stored.
 
