@@ -20,7 +20,7 @@ from .workload import NotHere, Place, Workload, make_workload
 __all__ = ["measure_attention", "refusal"]
 
 #: Facts that are not those of a contender that computes something else.
-_OF_PATTERN = {"nnz", "density"}
+_OF_PATTERN = {"nnz", "density", "normaliser"}
 
 
 def measure_attention(
@@ -39,6 +39,7 @@ def measure_attention(
         "value_dim": workload.value_dim,
         "nnz": workload.nnz,
         "density": workload.density,
+        **({"normaliser": case.normaliser} if case.normaliser else {}),
     }
     refused: list[Row] = []
     ready: dict[str, tuple[Contender, Prepared]] = {}

@@ -87,7 +87,9 @@ class Gate:
         )
 
     def _draw(self, seed: int) -> Budget:
-        return budget_for(self._problem, gradients=self._workload.direction != "forward", seed=seed)
+        workload = self._workload
+        gradients = workload.direction != "forward"
+        return budget_for(self._problem, gradients=gradients, seed=seed, normaliser=workload.normaliser)
 
     @cached_property
     def _budget(self) -> Budget:

@@ -387,6 +387,7 @@ def gpu_cases() -> list[Case]:
         *sweeps.plans(on),
         *sweeps.engine_map(on),
         *sweeps.score_changes(on),
+        *sweeps.normalisers(on),
         *_mesh(),
         *_windows(),
         *(case for n in sweeps.CATALOGUE_LENGTHS for case in sweeps.catalogue(on, n)),

@@ -14,6 +14,7 @@ from numba_sparse_attn.patterns.catalogue import CATALOGUE
 from .graphs import GRAPHS
 
 __all__ = [
+    "NORMALISERS",
     "AttentionCase",
     "BuildCase",
     "Case",
@@ -28,6 +29,16 @@ __all__ = [
     "SelectCase",
     "device_of",
 ]
+
+
+#: What may stand in place of softmax, by the name that a case gives it.
+NORMALISERS: Mapping[str, nsa.normalisers.Normaliser] = {
+    "softmax_plus_one": nsa.normalisers.softmax_plus_one(),
+    "sigmoid": nsa.normalisers.sigmoid(),
+    "sparsemax": nsa.normalisers.sparsemax(),
+    "entmax15": nsa.normalisers.entmax15(),
+    "entmax_1.25": nsa.normalisers.entmax(1.25),
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,9 @@ class AttentionCase:
     dense : bool
         Also time our own engine on ``full(n)``, in the same turns.
     beside : tuple of (name, PatternSpec)
-        Also time our own engine on these patterns, in the same turns.
+        Also time our own engine on these patterns, with softmax, in the same turns.
+    normaliser : str
+        A name of NORMALISERS, or none for softmax.
     paths : bool
         Also time the tile path and the row path, whatever the planner would choose: on a GPU, its engines.
     orders : bool
@@ -118,6 +131,7 @@ class AttentionCase:
     direction: str = "forward"
     dense: bool = True
     beside: tuple[tuple[str, PatternSpec], ...] = ()
+    normaliser: str = ""
     paths: bool = False
     orders: bool = False
     changes: tuple[str, ...] = ()

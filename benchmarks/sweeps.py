@@ -12,7 +12,7 @@ from typing import Any
 from numba_sparse_attn.dynamic.catalogue import SELECTIONS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
-from .kinds import AttentionCase, Goal, PatternSpec, PlanCase, SelectCase
+from .kinds import NORMALISERS, AttentionCase, Goal, PatternSpec, PlanCase, SelectCase
 
 __all__ = [
     "CATALOGUE_LENGTHS",
@@ -24,6 +24,7 @@ __all__ = [
     "engine_map",
     "head_dims",
     "lengths",
+    "normalisers",
     "plans",
     "score_changes",
     "selections",
@@ -149,6 +150,26 @@ def catalogue(on: Setting, n: int) -> Iterator[AttentionCase]:
                 direction=direction,
                 dense=n == 4096,
             )
+
+
+def normalisers(on: Setting) -> Iterator[AttentionCase]:
+    """What stands in place of softmax, beside softmax, on a window and on keys at random."""
+    for direction in DIRECTIONS:
+        for spec in (
+            _spec("sliding_window", n=4096, window=256),
+            _spec("random_keys", n=4096, per_query=64, seed=0),
+        ):
+            for name in NORMALISERS:
+                yield on.case(
+                    f"normaliser/{name}_{spec.function}_{direction}",
+                    spec,
+                    heads=4 * on.heads,
+                    head_dim=64,
+                    direction=direction,
+                    dense=False,
+                    beside=(("softmax", spec),),
+                    normaliser=name,
+                )
 
 
 def engine_map(on: Setting) -> Iterator[AttentionCase]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ import numba_sparse_attn as nsa
 from numba_sparse_attn.formats.pieces import make_pieces
 
 from . import measure
-from .kinds import AttentionCase, GatherCase, HostCase, MemoryCase, PatternSpec
+from .kinds import NORMALISERS, AttentionCase, GatherCase, HostCase, MemoryCase, PatternSpec
 
 __all__ = ["Array", "Host", "NotHere", "Place", "Workload", "element_type", "host_random", "make_workload"]
 
@@ -144,6 +144,7 @@ class Workload:
     k: Any
     v: Any
     dout: Any
+    normaliser: nsa.normalisers.Normaliser | None = None
 
     @property
     def heads(self) -> int:
@@ -246,4 +247,5 @@ def make_workload(
         (case.kv_heads, n_k, case.head_dim),
         (case.heads, n_q, case.head_dim),
     )
-    return Workload(case.spec, pattern, case.direction, element_type(case.dtype), place, *arrays)
+    made = Workload(case.spec, pattern, case.direction, element_type(case.dtype), place, *arrays)
+    return replace(made, normaliser=NORMALISERS.get(getattr(case, "normaliser", "")))

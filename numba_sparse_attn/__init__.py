@@ -10,7 +10,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import orders, patterns, scores
+from . import normalisers, orders, patterns, scores
 from .api import (
     create_sparse_mask,
     get_sparse_indices,
@@ -60,6 +60,7 @@ __all__ = [
     "get_sparse_indices",
     "merge",
     "merge_backward",
+    "normalisers",
     "orders",
     "patterns",
     "plan",

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from . import arrays
 from .errors import ArgumentError, ShapeError
+from .normalisers import Normaliser
+from .normalisers.description import check_normaliser
 from .patterns.catalogue import CATALOGUE
 from .patterns.convert import as_pattern
 from .patterns.heads import HeadPatterns
@@ -40,6 +42,7 @@ def sparse_attention(
     order: Any = "auto",
     out: npt.NDArray[Any] | None = None,
     scores: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> Any:
     """Exact attention over the selected pairs: ``softmax(scale * q k^T over the pairs) v``.
 
@@ -69,13 +72,15 @@ def sparse_attention(
         Where to write the result.
     scores : change, or sequence of changes, optional
         What the scaled scores go through before the softmax: see :mod:`numba_sparse_attn.scores`.
+    normaliser : Normaliser, optional
+        What makes weights of scores in place of softmax: see :mod:`numba_sparse_attn.normalisers`.
 
     Returns
     -------
     out : array (..., heads, n_q, d_v)
         In the inputs' type. A query without keys gets zeros.
     lse : float32 (float64 for float64 inputs) (..., heads, n_q), if asked for
-        -inf for a query without keys.
+        -inf for a query without keys. Other normalisers have a number of their own in its place.
 
     Examples
     --------
@@ -85,7 +90,7 @@ def sparse_attention(
     >>> nsa.sparse_attention(q, k, v, nsa.patterns.causal(4))[0, :, 0].tolist()
     [0.0, 0.5, 1.0, 1.5]
     """
-    made = _plan_for(q, k, v, pattern, scale, engine, order, scores)
+    made = _plan_for(q, k, v, pattern, scale, engine, order, scores, normaliser)
     return made(q, k, v, return_lse=return_lse, out=out)
 
 
@@ -102,6 +107,7 @@ def sparse_attention_backward(
     engine: str = "auto",
     order: Any = "auto",
     scores: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> tuple[Any, ...]:
     """Gradients of :func:`sparse_attention` with respect to q, k and v.
 
@@ -109,7 +115,7 @@ def sparse_attention_backward(
     ----------
     dout : array (..., heads, n_q, d_v)
         Gradient of a scalar with respect to `out`.
-    q, k, v, pattern, scale, engine, order, scores
+    q, k, v, pattern, scale, engine, order, scores, normaliser
         As in the forward call.
     out, lse : arrays
         What the forward call returned with ``return_lse=True``.
@@ -121,6 +127,8 @@ def sparse_attention_backward(
         every time, whatever the number of threads.
     dscores : tuple, only where a change in `scores` learns
         One item a change: the gradient of its parameters in their form, None for changes that do not learn.
+    dalpha : array (heads,), float32 (float64 for float64 inputs)
+        A fourth item, if the normaliser is :func:`~numba_sparse_attn.normalisers.entmax` of an array.
 
     Examples
     --------
@@ -133,7 +141,7 @@ def sparse_attention_backward(
     >>> bool(np.allclose(dv.sum(), out.size))  # every row of weights sums to one
     True
     """
-    made = _plan_for(q, k, v, pattern, scale, engine, order, scores)
+    made = _plan_for(q, k, v, pattern, scale, engine, order, scores, normaliser)
     return made.backward(dout, q, k, v, out, lse)
 
 
@@ -147,12 +155,13 @@ def vjp(
     engine: str = "auto",
     order: Any = "auto",
     scores: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """Attention, and the function that takes gradients back through it: what an autodiff library needs.
 
     Parameters
     ----------
-    q, k, v, pattern, scale, engine, order, scores
+    q, k, v, pattern, scale, engine, order, scores, normaliser
         As in :func:`sparse_attention`. The arrays are kept, not copied: leave them and `out` as they are
         until the last use of `pullback`.
 
@@ -162,8 +171,8 @@ def vjp(
         As :func:`sparse_attention` returns it.
     pullback : callable
         ``pullback(dout)`` returns (dq, dk, dv), the gradients of ``sum(dout * out)``, as
-        :func:`sparse_attention_backward` does, for any number of `dout`; with `scores` that learn, a fourth
-        item as there.
+        :func:`sparse_attention_backward` does, for any number of `dout`; with `scores` that learn, or an
+        alpha that does, a fourth item as there.
 
     Examples
     --------
@@ -175,7 +184,7 @@ def vjp(
     >>> bool(np.isclose((dv * v).sum(), (dout * out).sum()))  # out is linear in v
     True
     """
-    made = _plan_for(q, k, v, pattern, scale, engine, order, scores)
+    made = _plan_for(q, k, v, pattern, scale, engine, order, scores, normaliser)
     out, lse = made(q, k, v, return_lse=True)
 
     def pullback(dout: Any) -> tuple[Any, ...]:
@@ -197,6 +206,7 @@ def plan(
     order: Any = "auto",
     device: str | None = None,
     scores: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> Plan:
     """Do once what every call with a pattern would do again: check, choose, build.
 
@@ -217,6 +227,8 @@ def plan(
         Where the arrays lie; None stands for the host, "cuda" for the first GPU.
     scores : change, or sequence of changes, optional
         As in :func:`sparse_attention`; with the numbers that they have now.
+    normaliser : Normaliser, optional
+        As in :func:`sparse_attention`.
 
     Returns
     -------
@@ -259,6 +271,7 @@ def plan(
         gpu=gpu,
         order=order,
         scores=as_changes(scores, pattern),
+        normaliser=check_normaliser(normaliser, int(heads)),
     )
 
 
@@ -343,7 +356,15 @@ def _named(seq_len: int, name: str, kwargs: dict[str, Any]) -> Pattern:
 
 
 def _plan_for(
-    q: Any, k: Any, v: Any, pattern: Any, scale: float | None, engine: str, order: Any, scores: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    pattern: Any,
+    scale: float | None,
+    engine: str,
+    order: Any,
+    scores: Any,
+    normaliser: Normaliser | None,
 ) -> Plan:
     """A plan for one call's arrays, after checking them."""
     views = gpu_views(q, k, v)
@@ -370,4 +391,5 @@ def _plan_for(
         gpu=gpu,
         order=order,
         scores=as_changes(scores, pattern),
+        normaliser=check_normaliser(normaliser, found.heads),
     )

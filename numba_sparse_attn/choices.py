@@ -38,6 +38,8 @@ class Kind:
     head_dim: int
     value_dim: int
     dtype: np.dtype[Any]
+    #: Why rows are the only path, if they are.
+    by_rows: str | None = None
 
     @property
     def width(self) -> int:
@@ -136,18 +138,15 @@ def moving_on_cpu(moved: int) -> float:
     return 1e-9 * moved * (_CPU_MOVED_BYTE if moved < _CPU_LARGE else _CPU_NEW_BYTE)
 
 
-def choose_cpu(pattern: Pattern, kind: Kind, *, pair_by_pair: bool = False) -> Choice:
-    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used.
-
-    `pair_by_pair` asks for rows: scores are changed there.
-    """
+def choose_cpu(pattern: Pattern, kind: Kind) -> Choice:
+    """Tiles or rows, whichever the costs say; tiles of an irregular pattern only if they are used."""
     census = pattern.census
     tiles, rows = predict_cpu(pattern, replace(kind, heads=1))
-    path = "tiles" if tiles <= rows and not pair_by_pair else "rows"
+    path = "tiles" if tiles <= rows and kind.by_rows is None else "rows"
     structure: Structure = pattern.tiles() if path == "tiles" else pattern.rows()
     cheaper = "whole panels cost less" if path == "tiles" else "single pairs cost less"
-    if pair_by_pair:
-        cheaper = "scores are changed pair by pair"
+    if kind.by_rows is not None:
+        cheaper = kind.by_rows
     return Choice(
         structure,
         path,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,17 +26,16 @@ from .choices import (
     predict_gpu,
 )
 from .errors import EngineError, ShapeError
-from .formats.changes import Changes, Scored
-from .formats.csr import Csr
+from .formats.changes import Scored
 from .formats.tiles import TILE
 from .formats.work import Request
+from .normalisers import Normaliser
 from .ordering import Arrangement, Call, arrange, as_wish, natural
 from .orders.order import Order
 from .patterns.heads import HeadPatterns
 from .patterns.pattern import Pattern
 from .scores._calls import CallScores, kinds_of
 from .scores._change import Change
-from .scores._dense import dense_steps
 from .scores.sink import sink_gradient, with_sink
 
 __all__ = ["ENGINES", "Plan", "gpu_views", "make_plan"]
@@ -52,8 +50,6 @@ _REQUESTS_KEPT = 64
 _PLANS_KEPT = 32
 #: What becomes of scores that nobody changes.
 _UNCHANGED = Scored((), None, False)
-#: Largest mask that the reference engine builds, in bytes.
-_REFERENCE_LIMIT = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +60,7 @@ class Plan:
     ----------
     engine : str
     pattern : Pattern or HeadPatterns
-    heads, kv_heads, head_dim, value_dim, dtype, scale
+    heads, kv_heads, head_dim, value_dim, dtype, scale, normaliser
         The kind of call that it was made for.
     orders : tuple of Order
         In which order tokens are computed, one for every distinct pattern; none if they stay where they are.
@@ -89,6 +85,7 @@ class Plan:
     _reason: str
     _order_reason: str
     scores: tuple[Change, ...] = ()
+    normaliser: Normaliser | None = None
     _requests: dict[arrays.Dimensions, Request] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,8 +118,9 @@ class Plan:
         return (out, lse) if return_lse else out
 
     def backward(self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> tuple[Any, ...]:
-        """Gradients (dq, dk, dv), and a tuple of those of `scores` if any of these learns.
+        """Gradients (dq, dk, dv), and a fourth item where there is more to learn.
 
+        That is a tuple of the gradients of `scores`, or dalpha, the gradient of a normaliser's parameter.
         Arguments as in :func:`numba_sparse_attn.sparse_attention_backward`.
         """
         scores = self._call_scores
@@ -144,9 +142,14 @@ class Plan:
             arrays.with_heads_axis(array, dimensions.flat) for array in (dout, q, k, v, out, lse, dq, dk, dv)
         ]
         scored = scores.of(request, dimensions.lead) if scores else _UNCHANGED
+        more: dict[str, Any] = {"changes": scored.changes[0]} if scored.changes else {}
+        if self._is_learned:
+            more["dalpha"] = np.zeros(self.heads, request.accumulator)
         found: Any = []
         if request.batch:
-            found = self._module.backward(request, *views, *scored.changes)
+            found = self._module.backward(request, *views, **more)
+        if self._is_learned:
+            return dq, dk, dv, more["dalpha"]
         if not scores:
             return dq, dk, dv
         of_sink = None
@@ -183,6 +186,8 @@ class Plan:
             f"call: {n_q} queries x {n_k} keys, {kind}, {self.dtype.name}, scale {self.scale:.6g}",
         ]
         lines += [f"scores: {change.describe()}" for change in self.scores]
+        if self.normaliser is not None:
+            lines.append(f"normaliser {self.normaliser.name}")
         uses = np.bincount(self._index.reshape(-1), minlength=len(self._choices))
         members = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern.members
         for member, choice, count in zip(members, self._choices, uses, strict=True):
@@ -210,6 +215,11 @@ class Plan:
     def nbytes(self) -> int:
         """Memory that the plan's tiles and rows take."""
         return sum(choice.structure.nbytes for choice in self._choices)
+
+    @property
+    def _is_learned(self) -> bool:
+        """Whether the backward pass returns a fourth gradient."""
+        return self.normaliser is not None and self.normaliser.learnable
 
     @property
     def _module(self) -> Any:
@@ -277,6 +287,7 @@ class Plan:
             orders=self.orders,
             fold=self.fold,
             changed=kinds_of(self.scores),
+            normaliser=self.normaliser,
         )
 
 
@@ -293,6 +304,7 @@ def make_plan(
     gpu: int | None,
     order: Any,
     scores: tuple[Change, ...] = (),
+    normaliser: Normaliser | None = None,
 ) -> Plan:
     """Choose an engine, an order of tokens and, for every distinct pattern, a path; build what they need.
 
@@ -302,11 +314,11 @@ def make_plan(
     asked = config.default_engine() if engine == "auto" else engine
     wish = as_wish(order, pattern.shape)
     changed = tuple(change.key for change in scores)
-    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, wish, changed
+    kind = heads, kv_heads, head_dim, value_dim, dtype, scale, engine, asked, gpu, wish, changed, normaliser
     plan: Plan | None = pattern.memo.get(kind)
     if plan is None:
         sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
-        plan = _new_plan(pattern, *sizes, engine, gpu, wish, scores)
+        plan = _new_plan(pattern, *sizes, engine, gpu, wish, scores, normaliser)
         if len(pattern.memo) >= _PLANS_KEPT:
             pattern.memo.clear()
         pattern.memo[kind] = plan
@@ -325,6 +337,7 @@ def _new_plan(
     gpu: int | None,
     wish: str | Order,
     scores: tuple[Change, ...],
+    normaliser: Normaliser | None,
 ) -> Plan:
     changed = kinds_of(scores)
     if isinstance(pattern, Pattern):
@@ -335,19 +348,30 @@ def _new_plan(
         index = pattern.member_of
         _which(index, index.shape[:-1], heads)
     uses = np.bincount(index.reshape(-1), minlength=len(members))
-    kinds = [Kind(int(count), head_dim, value_dim, dtype) for count in uses]
+    if scores and normaliser is not None:
+        raise EngineError(
+            f"scores= beside normaliser={normaliser.name}",
+            "changes of scores before softmax, or another normaliser",
+            "leave one of the two out",
+        )
+    by_rows = None
     if changed:
+        by_rows = "scores are changed pair by pair"
+    elif normaliser is not None and normaliser.needs_rows:
+        by_rows = f"{normaliser.name} is computed row by row"
+    kinds = [Kind(int(count), head_dim, value_dim, dtype, by_rows) for count in uses]
+    if by_rows:
         if isinstance(wish, Order):
             raise EngineError(
-                "order= beside scores= that name queries and keys by their place",
-                "changes of scores with tokens as they come, and sinks in any order",
+                f"order= where {by_rows}",
+                "orders of tokens for what is computed in tiles",
                 "leave order= out",
             )
         wish = "natural"
     call = Call(index, heads, kv_heads, head_dim + value_dim, dtype.itemsize)
-    name, reason, arranged = _choose_engine(engine, gpu, members, kinds, call, wish, changed)
-    if changed:
-        arranged = replace(arranged, reason="natural: scores are changed by the places of queries and keys")
+    name, reason, arranged = _choose_engine(engine, gpu, members, kinds, call, wish, changed, normaliser)
+    if by_rows:
+        arranged = replace(arranged, reason=f"natural: {by_rows}")
     pairs = zip(
         arranged.members, [replace(kind, heads=kind.heads * arranged.fold) for kind in kinds], strict=True
     )
@@ -359,10 +383,10 @@ def _new_plan(
     elif name == "reference":
         choices = tuple(choose_dense(member) for member in members)
     else:
-        choices = tuple(choose_cpu(member, kind, pair_by_pair=bool(changed)) for member, kind in pairs)
+        choices = tuple(choose_cpu(member, kind) for member, kind in pairs)
     sizes = heads, kv_heads, head_dim, value_dim, dtype, scale
     ordering = arranged.orders, arranged.fold
-    plan = Plan(name, pattern, *sizes, *ordering, index, choices, reason, arranged.reason, scores)
+    plan = Plan(name, pattern, *sizes, *ordering, index, choices, reason, arranged.reason, scores, normaliser)
     n_q, n_k = pattern.shape
     dimensions = arrays.Dimensions(
         index.shape[:-1], heads, kv_heads, n_q, n_k, head_dim, value_dim, dtype, False
@@ -396,11 +420,12 @@ def _choose_engine(
     call: Call,
     wish: str | Order,
     changed: tuple[str, ...],
+    normaliser: Normaliser | None,
 ) -> tuple[str, str, Arrangement]:
     """Name of the engine, the reason in words, and the order that it computes in."""
     asked = config.default_engine() if engine == "auto" else engine
     if asked == "auto" and gpu is not None:
-        return _choose_gpu_engine(gpu, members, kinds, call, wish, changed)
+        return _choose_gpu_engine(gpu, members, kinds, call, wish, changed, normaliser)
     reason = "asked for by name" if engine != "auto" else "set by NSA_ENGINE"
     if asked == "auto":
         asked = "cpu"
@@ -456,6 +481,7 @@ def _choose_gpu_engine(
     call: Call,
     wish: str | Order,
     changed: tuple[str, ...],
+    normaliser: Normaliser | None,
 ) -> tuple[str, str, Arrangement]:
     """The engine whose predicted time over all patterns of a call is the shortest."""
     from .cuda.calls import why_unavailable
@@ -465,7 +491,8 @@ def _choose_gpu_engine(
     if why is None:
         one = kinds[0]
         empty = np.zeros((1, 1), np.int32)
-        request = Request((), empty, 1, 1, 1, 1, one.head_dim, one.value_dim, one.dtype, 1.0, changed=changed)
+        sizes = 1, 1, 1, 1, one.head_dim, one.value_dim
+        request = Request((), empty, *sizes, one.dtype, 1.0, changed=changed, normaliser=normaliser)
         why = "; ".join(_engine("cuda-tile").why_not(request)) or None
     if why is not None:
         reason = f"the arrays lie in GPU memory, and the tile engine cannot run this call: {why}"
@@ -484,10 +511,12 @@ def gpu_views(q: Any, k: Any, v: Any) -> tuple[Any, ...] | None:
 
 
 @functools.cache
-def _engine(name: str) -> ModuleType | _ReferenceEngine:
+def _engine(name: str) -> Any:
     """The engine's three functions; imported when first used."""
     if name == "reference":
-        return _ReferenceEngine()
+        from .reference_engine import ReferenceEngine
+
+        return ReferenceEngine()
     if name.startswith("cuda"):
         from .cuda import calls
 
@@ -495,63 +524,3 @@ def _engine(name: str) -> ModuleType | _ReferenceEngine:
     from . import cpu
 
     return cpu
-
-
-class _ReferenceEngine:
-    """The dense float64 oracle behind the engines' three names."""
-
-    @staticmethod
-    def why_not(request: Request) -> list[str]:
-        size = request.batch * request.heads * request.n_q * request.n_k
-        if len(request.structures) == 1:
-            size = request.n_q * request.n_k
-        if size > _REFERENCE_LIMIT:
-            return [f"dense masks of up to {_REFERENCE_LIMIT} entries, and this call has {size}"]
-        return []
-
-    @staticmethod
-    def _mask(request: Request, lead: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        masks = np.zeros((len(request.structures), request.n_q, request.n_k), np.bool_)
-        for mask, structure in zip(masks, request.structures, strict=True):
-            assert isinstance(structure, Csr)
-            mask[np.repeat(np.arange(request.n_q), np.diff(structure.indptr)), structure.indices] = True
-        if len(masks) == 1:
-            return masks[0]
-        return masks[request.which.reshape(*lead, request.heads)]
-
-    def forward(
-        self, request: Request, q: Any, k: Any, v: Any, out: Any, lse: Any, changes: Changes | None = None
-    ) -> None:
-        from . import reference
-
-        mask = self._mask(request, q.shape[:-3])
-        dense = [made for made, _ in dense_steps(request, changes)]
-        sink = changes.sink if changes else None
-        result, result_lse = reference.forward(q, k, v, mask, request.scale, changes=dense, sink=sink)
-        out[...] = result
-        if lse is not None:
-            lse[...] = result_lse
-
-    def backward(
-        self,
-        request: Request,
-        dout: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        out: Any,
-        lse: Any,
-        dq: Any,
-        dk: Any,
-        dv: Any,
-        changes: Changes | None = None,
-    ) -> list[Any]:
-        from . import reference
-
-        mask = self._mask(request, q.shape[:-3])
-        dense = dense_steps(request, changes)
-        settings: Any = {"changes": [made for made, _ in dense], "sink": changes.sink if changes else None}
-        *gradients, found, _ = reference.backward_of_changes(dout, q, k, v, mask, request.scale, **settings)
-        for target, gradient in zip((dq, dk, dv), gradients, strict=True):
-            target[...] = gradient
-        return [collect(gradient) for (_, collect), gradient in zip(dense, found, strict=True)]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DenseChange", "backward", "backward_of_changes", "forward"]
+__all__ = ["DenseChange", "Rule", "backward", "backward_of_changes", "forward"]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -43,6 +43,69 @@ class DenseChange(Protocol):
         """A gradient to begin with."""
 
 
+class Rule(Protocol):
+    """How the scores of a query head become weights, and how gradients come back; rows stand side by side.
+
+    Attributes
+    ----------
+    sparse : bool
+        Whether a pair with weight 0 is as if it was not selected. Weights of softmax are 0 by rounding only.
+    """
+
+    sparse: bool
+
+    def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
+        """Weights, exactly zero outside of `seen`, and the number of every row that is returned as lse."""
+
+    def weight(self, distance: Array, head: int) -> Array:
+        """Weights once more, from score - lse alone."""
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        """Derivatives of weights with respect to their own scores, at a fixed lse; 0 where a weight is 0."""
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
+        """What each row's incoming gradients are taken relative to, (rows, 1)."""
+
+    def of_parameter(self, weights: Array, dweights: Array, head: int) -> float:
+        """Gradient with respect to the head's parameter; 0 where there is none."""
+
+
+class _Softmax:
+    """exp(score) over the sum of them, to which a sink adds the exponential of its own score."""
+
+    sparse = False
+
+    def __init__(self, sink: npt.ArrayLike | None = None) -> None:
+        self._sink = None if sink is None else np.asarray(sink, np.float64)
+
+    def sink_of(self, head: int) -> float:
+        """The score of a head's sink; -inf where there is none."""
+        return -np.inf if self._sink is None else float(self._sink[head])
+
+    def weights(self, scores: Array, seen: Mask, head: int) -> tuple[Array, Array]:
+        sink = self.sink_of(head)
+        peak = np.max(scores, axis=1, keepdims=True, initial=sink, where=seen)
+        peak = np.where(seen.any(axis=1, keepdims=True) | (sink > -np.inf), peak, 0.0)
+        weights = np.where(seen, np.exp(scores - peak), 0.0)
+        total = weights.sum(axis=1, keepdims=True) + np.exp(sink - peak)
+        return np.where(seen, weights / total, 0.0), (peak + np.log(total))[:, 0]
+
+    def weight(self, distance: Array, head: int) -> Array:
+        return np.asarray(np.exp(distance))
+
+    def slopes(self, weights: Array, head: int) -> Array:
+        return weights
+
+    def delta(self, slopes: Array, dweights: Array) -> Array:
+        return np.asarray(np.sum(slopes * dweights, axis=1, keepdims=True))
+
+    def of_parameter(self, weights: Array, dweights: Array, head: int) -> float:
+        return 0.0
+
+
+SOFTMAX = _Softmax()
+
+
 def forward(
     q: npt.ArrayLike,
     k: npt.ArrayLike,
@@ -52,6 +115,7 @@ def forward(
     *,
     changes: Sequence[DenseChange] = (),
     sink: npt.ArrayLike | None = None,
+    rule: Rule = SOFTMAX,
 ) -> tuple[Array, Array]:
     """Attention over the selected pairs.
 
@@ -69,13 +133,15 @@ def forward(
     changes : sequence of DenseChange
         What the scaled scores go through, one after the other.
     sink : (heads,), optional
-        The score of a key without value that every query of a head sees.
+        The score of a key without value that every query of a head sees; for softmax.
+    rule : Rule
+        Softmax, or another one from :mod:`numba_sparse_attn.reference_normalisers`.
 
     Returns
     -------
     out : float64 (..., heads, n_q, d_v)
     lse : float64 (..., heads, n_q)
-        Natural logarithm of the sum of exp(score) over the selected keys.
+        Natural logarithm of the sum of exp(score) over the selected keys, or what the rule has in its place.
 
     Examples
     --------
@@ -91,13 +157,15 @@ def forward(
     group = heads // k.shape[1]
     out = np.zeros((batch, heads, n_q, v.shape[3]))
     lse = np.full((batch, heads, n_q), -np.inf)
+    rule = rule if sink is None else _Softmax(sink)
     with np.errstate(all="ignore"):
         for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
             keys, values = k[item, head // group], v[item, head // group]
             seen = selected[item, head, rows]
             scores, _ = _changed(scale * (q[item, head, rows] @ keys.T), changes, item, head, rows)
-            weights, log_total = _softmax(scores, seen, _sink_of(sink, head))
-            out[item, head, rows] = _product(weights, seen, values)
+            weights, log_total = rule.weights(np.where(seen, scores, -np.inf), seen, head)
+            pairs = seen & (weights != 0.0) if rule.sparse else seen
+            out[item, head, rows] = _product(weights, pairs, values)
             lse[item, head, rows] = log_total
     return out.reshape(*lead, n_q, v.shape[3]), lse.reshape(*lead, n_q)
 
@@ -109,17 +177,22 @@ def backward(
     v: npt.ArrayLike,
     mask: npt.ArrayLike,
     scale: float,
+    *,
+    rule: Rule = SOFTMAX,
+    dparameter: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of ``sum(dout * out)`` with respect to q, k and v, from their formulas.
 
-    With P the probabilities, ``dV = P.T @ dout``, ``dP = dout @ V.T`` and
+    With P the weights, ``dV = P.T @ dout``, ``dP = dout @ V.T`` and, for softmax,
     ``dS = P * (dP - rowsum(P * dP))``; then ``dQ = scale * dS @ K`` and ``dK = scale * dS.T @ Q``.
 
     Parameters
     ----------
     dout : (..., heads, n_q, d_v)
-    q, k, v, mask, scale
+    q, k, v, mask, scale, rule
         As in :func:`forward`.
+    dparameter : float64 (heads,), optional
+        Where the gradient of the rule's parameter is added up, head by head.
 
     Returns
     -------
@@ -135,7 +208,7 @@ def backward(
     >>> dq.tolist(), dk[:, 0].tolist(), dv[:, 0].tolist()
     ([[3.75]], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5])
     """
-    return backward_of_changes(dout, q, k, v, mask, scale)[:3]
+    return backward_of_changes(dout, q, k, v, mask, scale, rule=rule, dparameter=dparameter)[:3]
 
 
 def backward_of_changes(
@@ -148,6 +221,8 @@ def backward_of_changes(
     *,
     changes: Sequence[DenseChange] = (),
     sink: npt.ArrayLike | None = None,
+    rule: Rule = SOFTMAX,
+    dparameter: Array | None = None,
 ) -> tuple[Array, Array, Array, list[Array], Array]:
     """Gradients as of :func:`backward`, and those of the changes' parameters and of the sink.
 
@@ -160,6 +235,8 @@ def backward_of_changes(
         As in :func:`backward`.
     changes, sink
         As in :func:`forward`.
+    rule, dparameter
+        As in :func:`backward`.
 
     Returns
     -------
@@ -181,25 +258,31 @@ def backward_of_changes(
     group = heads // k.shape[1]
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     dchanges, dsink = [change.zeros() for change in changes], np.zeros(heads)
+    softmax = _Softmax(sink)
+    rule = rule if sink is None else softmax
     with np.errstate(all="ignore"):
         for item, head, rows in _row_blocks(batch, heads, n_q, k.shape[2]):
             shared = head // group
             queries, keys, values = q[item, head, rows], k[item, shared], v[item, shared]
             incoming, seen = dout[item, head, rows], selected[item, head, rows]
-            scores, slopes = _changed(scale * (queries @ keys.T), changes, item, head, rows)
-            weights, log_total = _softmax(scores, seen, _sink_of(sink, head))
-            dweights = np.where(seen, incoming @ values.T, 0.0)
-            delta = np.sum(weights * dweights, axis=1, keepdims=True)
-            dscores = np.where(seen, weights * (dweights - delta), 0.0)
+            scores, of_changes = _changed(scale * (queries @ keys.T), changes, item, head, rows)
+            weights, log_total = rule.weights(np.where(seen, scores, -np.inf), seen, head)
+            pairs = seen & (weights != 0.0) if rule.sparse else seen
+            dweights = np.where(pairs, incoming @ values.T, 0.0)
+            slopes = rule.slopes(weights, head)
+            delta = rule.delta(slopes, dweights)
+            dscores = np.where(pairs, slopes * (dweights - delta), 0.0)
+            if dparameter is not None:
+                dparameter[head] += rule.of_parameter(weights, dweights, head)
             if sink is not None:
-                share = np.where(np.isneginf(log_total), 0.0, np.exp(_sink_of(sink, head) - log_total))
+                share = np.where(np.isneginf(log_total), 0.0, np.exp(softmax.sink_of(head) - log_total))
                 dsink[head] -= np.sum(share * delta[:, 0])
             for number in reversed(range(len(changes))):
                 changes[number].add_gradient(dscores, item, head, rows, dchanges[number])
-                dscores = np.where(seen, dscores * slopes[number], 0.0)
-            dq[item, head, rows] = scale * _product(dscores, seen, keys)
-            dk[item, shared] += scale * _product(dscores.T, seen.T, queries)
-            dv[item, shared] += _product(weights.T, seen.T, incoming)
+                dscores = np.where(pairs, dscores * of_changes[number], 0.0)
+            dq[item, head, rows] = scale * _product(dscores, pairs, keys)
+            dk[item, shared] += scale * _product(dscores.T, pairs.T, queries)
+            dv[item, shared] += _product(weights.T, pairs.T, incoming)
     kv_lead = (*lead[:-1], k.shape[1]) if lead else ()
     return (
         dq.reshape(*lead, *q.shape[2:]),
@@ -251,21 +334,6 @@ def _changed(
         scores, slope = change.apply(scores, item, head, rows)
         slopes.append(slope)
     return scores, slopes
-
-
-def _sink_of(sink: npt.ArrayLike | None, head: int) -> float:
-    return -np.inf if sink is None else float(np.asarray(sink, np.float64)[head])
-
-
-def _softmax(scores: Array, seen: Mask, sink: float) -> tuple[Array, Array]:
-    """Probabilities, exactly zero outside of `seen`, and the logarithm of their denominator."""
-    scores = np.where(seen, scores, -np.inf)
-    peak = np.max(scores, axis=1, keepdims=True, initial=sink)
-    peak = np.where(seen.any(axis=1, keepdims=True) | (sink > -np.inf), peak, 0.0)
-    weights = np.where(seen, np.exp(scores - peak), 0.0)
-    total = weights.sum(axis=1, keepdims=True) + np.exp(sink - peak)
-    log_total = (peak + np.log(total))[:, 0]
-    return np.where(seen, weights / total, 0.0), log_total
 
 
 def _product(weights: Array, seen: Mask, values: Array) -> Array:

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from .normalisers import Normaliser
+from .normalisers.description import check_normaliser
 from .patterns.pattern import Pattern
 
 __all__ = ["attention_weights"]
 
 
-def attention_weights(q: Any, k: Any, pattern: Any, *, scale: float | None = None) -> Any:
+def attention_weights(
+    q: Any, k: Any, pattern: Any, *, scale: float | None = None, normaliser: Normaliser | None = None
+) -> Any:
     """``softmax(scale * q k^T over the selected pairs)``, with every pair's weight stored.
 
     Attention itself never forms these; they take 8 bytes a pair (12 for float64) and head.
@@ -27,14 +31,16 @@ def attention_weights(q: Any, k: Any, pattern: Any, *, scale: float | None = Non
         As in :func:`sparse_attention`.
     scale : float, optional
         Factor on q k^T; ``1 / sqrt(d)`` if not given.
+    normaliser : Normaliser, optional
+        As in :func:`sparse_attention`. Its zeros are stored, too; SciPy's ``eliminate_zeros()`` drops them.
 
     Returns
     -------
     scipy.sparse.csr_array (n_q, n_k), or a list of them
         One array for ``(n, d)`` inputs, else one a head, in lists nested as the axes before ``n`` are:
         ``weights[head]``, or ``weights[batch][head]``. float32, float64 for float64 inputs. Every selected
-        pair is stored, also where its weight is too small for the type and is 0. Rows sum to 1; those of
-        queries without keys are empty.
+        pair is stored, also where its weight is too small for the type and is 0. Rows sum to 1 (softmax and
+        the entmax family); those of queries without keys are empty.
 
     Examples
     --------
@@ -53,6 +59,7 @@ def attention_weights(q: Any, k: Any, pattern: Any, *, scale: float | None = Non
     call = Call.of(q, k, k, scale)
     chosen = call.pattern(pattern)
     which = call.which(chosen)
+    checked = check_normaliser(normaliser, call.sizes.heads)
     dtype = np.dtype(np.float64 if call.sizes.dtype == np.float64 else np.float32)
     queries, keys = call.heads_first(call.q), call.heads_first(call.k)
     group = call.sizes.heads // call.sizes.kv_heads
@@ -62,7 +69,13 @@ def attention_weights(q: Any, k: Any, pattern: Any, *, scale: float | None = Non
         batch, number = place
         member: Pattern = members[which[place]]
         weights = row_weights(
-            queries[batch, number], keys[batch, number // group], call.scale, member.rows(), dtype
+            queries[batch, number],
+            keys[batch, number // group],
+            call.scale,
+            member.rows(),
+            dtype,
+            checked,
+            number,
         )
         # With index arrays of its own: SciPy's eliminate_zeros() works in place.
         pairs = member.tocsr()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numba_sparse_attn import reference
+from numba_sparse_attn import reference, reference_normalisers
 
 
 def by_triple_loop(q, k, v, mask, scale):
@@ -182,8 +182,9 @@ def test_the_callers_arrays_are_left_alone():
         np.testing.assert_array_equal(array, copy)
 
 
-def test_the_oracle_imports_nothing_but_numpy_and_scipy():
-    tree = ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("module", [reference, reference_normalisers])
+def test_the_oracle_imports_nothing_but_numpy_and_scipy(module):
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     roots = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -50,7 +50,7 @@ class Prepared:
     """
 
     forward: Callable[[], Any]
-    backward: Callable[[Any], tuple[Any, Any, Any]] | None = None
+    backward: Callable[[Any], tuple[Any, ...]] | None = None
     training: Callable[[Any], tuple[Any, Any, Any, Any]] | None = None
     setup: dict[str, Any] = field(default_factory=dict)
     flops: int | None = None

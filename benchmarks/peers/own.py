@@ -85,6 +85,7 @@ class Own:
             order=order,
             device=self.device,
             scores=self.scores,
+            normaliser=workload.normaliser,
         )
 
     def prepare(self, workload: Workload) -> Prepared:
@@ -114,7 +115,7 @@ class Own:
 
 @dataclass(frozen=True)
 class OwnBeside:
-    """The same engine on another pattern of the same shape: what the case is measured against.
+    """The same engine with softmax on a pattern of the same shape: what the case is measured against.
 
     Its result is not the case's, so it is not checked here.
     """
@@ -146,7 +147,7 @@ class OwnBeside:
         return replace(self.own.prepare(other), flops=other.flops, checked=False, computes=self.spec.label)
 
     def _workload(self, workload: Workload) -> Workload:
-        return replace(workload, spec=self.spec, pattern=self.spec.build())
+        return replace(workload, spec=self.spec, pattern=self.spec.build(), normaliser=None)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The CPU engine: fused sparse attention in Numba, on all cores, forward and backward.
 
 Heads whose structure is Tiles take the tile path (register-blocked products over panels of queries or
-keys), heads whose structure is Csr the row path (one query at a time over the keys listed for it).
+keys), heads whose structure is Csr the row path (one query at a time over the keys listed for it). Entmax and
+sigmoid weights have kernels of their own, over rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..formats.changes import Changes
 from ..formats.csr import Csr
 from ..formats.tiles import Tiles
 from ..formats.work import Request
+from ..normalisers.softmax_plus_one import SoftmaxPlusOne, add_one
 
 __all__ = ["backward", "forward", "why_not"]
 
@@ -44,7 +46,14 @@ def why_not(request: Request) -> list[str]:
         reasons.append(f"structures of type {names}; the CPU engine takes Tiles and Csr")
     if request.changed and Tiles in {type(structure) for structure in request.structures}:
         reasons.append(f"changes of scores ({', '.join(request.changed)}) on tiles; they go by rows")
+    if _goes_by_rows(request) and any(isinstance(structure, Tiles) for structure in request.structures):
+        reasons.append("Tiles with entmax or sigmoid weights, which the CPU engine computes over Csr")
     return reasons
+
+
+def _goes_by_rows(request: Request) -> bool:
+    """Whether weights are not softmax's, nor made from them."""
+    return request.normaliser is not None and request.normaliser.needs_rows
 
 
 def _heads_of(request: Request, kind: type) -> npt.NDArray[np.int64]:
@@ -97,6 +106,14 @@ def forward(
 
         forward_in_order(forward, request, q, k, v, out, lse)
         return
+    if _goes_by_rows(request):
+        from .normalised_forward import forward_normalised
+
+        forward_normalised(request, q, k, v, out, lse)
+        return
+    adds_one = isinstance(request.normaliser, SoftmaxPlusOne)
+    if adds_one and lse is None:
+        lse = np.empty(q.shape[:-1], request.accumulator)
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if tiles.size:
         from .tile_forward import forward_tiles
@@ -106,6 +123,8 @@ def forward(
         from .row_forward import forward_rows
 
         forward_rows(request, rows, q, k, v, out, lse, changes)
+    if adds_one and lse is not None:
+        add_one(out, lse)
 
 
 def backward(
@@ -119,6 +138,7 @@ def backward(
     dq: _Array,
     dk: _Array,
     dv: _Array,
+    dalpha: _Array | None = None,
     changes: Changes | None = None,
 ) -> list[_Array | None]:
     """Gradients of ``sum(dout * out)`` into `dq`, `dk` and `dv`.
@@ -130,6 +150,8 @@ def backward(
     dout : (..., heads, n_q, d_v)
     dq, dk, dv
         Shaped like `q`, `k` and `v`; query heads that share a key head add up in `dk` and `dv`.
+    dalpha : (heads,), optional
+        Gradient of a normaliser's parameter.
 
     Returns
     -------
@@ -159,6 +181,11 @@ def backward(
         from .ordered import backward_in_order
 
         backward_in_order(backward, request, dout, q, k, v, out, lse, dq, dk, dv)
+        return []
+    if _goes_by_rows(request):
+        from .normalised_backward import backward_normalised
+
+        backward_normalised(request, dout, q, k, v, lse, dq, dk, dv, dalpha)
         return []
     tiles, rows = _heads_of(request, Tiles), _heads_of(request, Csr)
     if not rows.size:

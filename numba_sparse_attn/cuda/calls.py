@@ -22,7 +22,8 @@ import numpy.typing as npt
 from .. import arrays
 from ..formats.changes import Scored
 from ..formats.work import Request
-from . import memory, staging, streams
+from ..normalisers import SoftmaxPlusOne
+from . import memory, plus_one, staging, streams
 from .interchange import device_views
 from .launch import target_of
 from .view import DeviceView, require_contiguous
@@ -129,17 +130,19 @@ def backward(
         hosts = _host_arrays(_BACKWARD, values)
         request = _backward_request(make_request, *hosts)
         targets = [np.empty(array.shape, request.dtype) for array in hosts[1:4]]
+        if _is_learned(request):
+            targets.append(np.empty(request.heads, request.accumulator))
         with streams.on_device(_GPU_OF_HOST_ARRAYS):
             scored = scores.of(request, hosts[1].shape[:-3]) if scores else None
             views, learnt = _queue_backward(engine, request, _copies(hosts), scored)
-            dq, dk, dv = _fetched(views, targets)
+            gradients: list[Any] = _fetched(views, targets)
     else:
         request = _backward_request(make_request, *inputs)
         with streams.on_device(inputs[0].device):
             scored = scores.of(request, inputs[1].shape[:-3]) if scores else None
             views, learnt = _queue_backward(engine, request, inputs, scored)
-            dq, dk, dv = [memory.deliver(view) for view in views]
-    return dq, dk, dv, *(scores.learnt(request, scored, *learnt) if scores and scored else ())
+            gradients = [memory.deliver(view) for view in views]
+    return *gradients, *(scores.learnt(request, scored, *learnt) if scores and scored else ())
 
 
 # What depends on shapes and types ------------------------------------------------------------------------
@@ -218,34 +221,49 @@ def _queue_forward(
         stream = memory.join(in_order)
     lse = None
     sink = scored.sink if scored else None
-    if return_lse or sink is not None:
+    adds_one = isinstance(request.normaliser, SoftmaxPlusOne)
+    if return_lse or sink is not None or adds_one:
         lse = memory.allocate(result.library, rows, request.accumulator, q.device, stream)
     if 0 not in shape:
         changes = () if scored is None else _on_device(scored, request, q.device, stream, gradients=False)
-        _run(engine.forward, request, q.device, (*inputs, result, lse), changes)
+        _run(engine.forward, request, q.device, (*inputs, result, lse), changes=changes)
     if sink is not None and lse is not None and lse.size:
         from .sinks import add_sink
 
         whole, sums = _at_least_heads(result, lse)
         add_sink(whole, sums, sink, stream)
+    if adds_one and lse is not None:
+        plus_one.add_one(request, result, lse)
     memory.release(in_order, stream)
     return [result, lse] if return_lse and lse is not None else [result]
+
+
+def _is_learned(request: Request) -> bool:
+    """Whether there is a gradient of alpha, one number a query head."""
+    return request.normaliser is not None and request.normaliser.learnable
 
 
 def _queue_backward(
     engine: Any, request: Request, inputs: tuple[DeviceView, ...], scored: Scored | None
 ) -> tuple[list[DeviceView], Learnt]:
-    """Queue a backward call on the current device: views of dq, dk and dv, and what `scored` learns."""
+    """Queue a backward call on the current device: views of dq, dk and dv, and of dalpha if it is wanted; and
+    what `scored` learns.
+    """
     qkv = inputs[1:4]
     q = qkv[0]
     stream = memory.join((q, *inputs))  # q's, as in the forward call
     gradients = [memory.allocate(q.library, view.shape, request.dtype, q.device, stream) for view in qkv]
     learnt: Learnt = [], None
-    if request.batch:
+    dalpha = None
+    if _is_learned(request):
+        dalpha = memory.allocate(q.library, (request.heads,), request.accumulator, q.device, stream)
+    if request.batch or dalpha is not None:
         changes = () if scored is None else _on_device(scored, request, q.device, stream, gradients=True)
-        _run(engine.backward, request, q.device, (*inputs, *gradients), changes)
+        _run(engine.backward, request, q.device, (*inputs, *gradients), changes=changes, dalpha=dalpha)
         if scored is not None:
             learnt = _learnt(scored, changes, request, inputs, stream)
+    if dalpha is not None:
+        gradients.append(dalpha)
     memory.release(inputs, stream)
     return gradients, learnt
 
@@ -296,19 +314,24 @@ def _run(
     request: Request,
     device: int,
     views: tuple[DeviceView | None, ...],
+    *,
     changes: tuple[Any, ...],
+    dalpha: DeviceView | None = None,
 ) -> None:
     """Call an engine. What it prepares in its first call of a kind may happen while a graph is captured."""
+    more: dict[str, Any] = {} if dalpha is None else {"dalpha": dalpha}
+    if changes:
+        more["changes"] = changes[0]
     met = function, device
     if request.orders or request.fold > 1:
         from .orders import in_order  # with kernels, which few calls need
 
         function = in_order(function, request, forward=len(views) == _FORWARD_VIEWS)
     if met in request.memo:
-        function(request, *_with_heads_axis(views), *changes)
+        function(request, *_with_heads_axis(views), **more)
     else:
         with streams.beside_capture():
-            function(request, *_with_heads_axis(views), *changes)
+            function(request, *_with_heads_axis(views), **more)
         request.memo[met] = True
 
 

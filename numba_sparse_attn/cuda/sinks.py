@@ -62,7 +62,7 @@ def make_share(kind: str) -> Callable[..., None]:
     real = float64 if kind == "float64" else float32
     real_bytes = 8 if kind == "float64" else 4
     load_real, store_real = device.load_element(_real_of(kind)), device.store_element(_real_of(kind))
-    load_own_real, load_own = device.load_own_element(_real_of(kind)), device.load_own_element(kind)
+    load_own_real, load_own = device.load_written(_real_of(kind)), device.load_written(kind)
     store_element, from_lane = device.store_element(kind), device.from_lane
 
     def kernel(

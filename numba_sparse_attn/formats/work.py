@@ -13,6 +13,7 @@ from .csr import Csr
 from .tiles import Tiles
 
 if TYPE_CHECKING:
+    from ..normalisers import Normaliser
     from ..orders.order import Order
 
 __all__ = ["Request", "Structure"]
@@ -48,6 +49,8 @@ class Request:
         and apply to every one.
     changed : tuple of str
         Kinds of the changes that an engine applies to scores; their numbers come with each call.
+    normaliser : Normaliser or None
+        What stands in place of softmax.
     memo : dict
         What an engine keeps for repeated calls of this kind. It is this request's own: a copy with other
         fields starts with an empty one.
@@ -66,6 +69,7 @@ class Request:
     orders: tuple[Order, ...] = ()
     fold: int = 1
     changed: tuple[str, ...] = ()
+    normaliser: Normaliser | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

@@ -19,6 +19,7 @@ from scipy import sparse
 
 from ..api import sparse_attention, sparse_attention_backward
 from ..formats.work import Request, Structure
+from ..normalisers import Normaliser
 from .poison import assert_margins_untouched, nan_filled, poisoned, surrounded
 from .problems import Problem
 
@@ -37,11 +38,12 @@ def run_call(
     order: Any = "auto",
     poison: float = np.nan,
     scores: Any = None,
+    normaliser: Normaliser | None = None,
 ) -> Results:
     """Forward and backward through the public functions: "out", "lse", "dq", "dk" and "dv" by name.
 
     What the backward pass returns for `scores` is there as "dscores0", "dscores1" and so on, as numbers;
-    those of a list stand one behind the other.
+    those of a list stand one behind the other. "dalpha" is there where alpha is learned.
 
     Parameters
     ----------
@@ -72,11 +74,14 @@ def run_call(
             "engine": engine,
             "order": order,
             "scores": scores,
+            "normaliser": normaliser,
         }
         out = output((*q.shape[:-1], v.shape[-1]), problem.dtype)
         out, lse = sparse_attention(q, k, v, pattern, return_lse=True, out=out, **settings)
         dq, dk, dv, *learnt = sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
         found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        if normaliser is not None and learnt:
+            return found | {"dalpha": learnt[0]}
         for number, gradient in enumerate(learnt[0] if learnt else ()):
             if gradient is not None:
                 parts = gradient if isinstance(gradient, list) else [gradient]
@@ -127,7 +132,11 @@ def run_engine(
     return _run_twice(problem, poison, call)
 
 
-def request_for(problem: Problem, structures: Structure | Sequence[Structure]) -> Request:
+def request_for(
+    problem: Problem,
+    structures: Structure | Sequence[Structure],
+    normaliser: Normaliser | None = None,
+) -> Request:
     """What an engine is told about a problem beside its arrays.
 
     Examples
@@ -153,6 +162,7 @@ def request_for(problem: Problem, structures: Structure | Sequence[Structure]) -
         value_dim=problem.v.shape[-1],
         dtype=problem.dtype,
         scale=problem.scale,
+        normaliser=normaliser,
     )
 
 

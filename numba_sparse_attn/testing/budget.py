@@ -31,6 +31,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import reference
+from ..normalisers import Normaliser, SoftmaxPlusOne
+from ..reference_engine import rule_of
+from .low_precision_rules import Rounding, normalised_heads
 from .problems import Problem
 
 __all__ = ["Budget", "assert_within_budget", "budget_for", "low_precision_attention"]
@@ -110,7 +113,7 @@ class Budget:
     ----------
     problem : Problem
     expected : name -> float64 array
-        From the oracle, for "out", "lse", "dq", "dk" and "dv".
+        From the oracle, for "out", "lse", "dq", "dk" and "dv", and "dalpha" where alpha is learned.
     low_error : name -> float64 array with one more leading axis
         Errors of the low-precision computation, draw by draw.
     """
@@ -133,7 +136,7 @@ class Budget:
         for name, actual in results.items():
             column = (..., None) if name == "lse" or self.expected[name].ndim == 1 else (...,)
             dtype = self.problem.dtype if name in ("out", "dq", "dk", "dv") else np.asarray(actual).dtype
-            if name == "lse":
+            if name in ("lse", "dalpha"):
                 dtype = self.problem.accumulator
             assert_within_budget(
                 np.asarray(actual)[column],
@@ -144,7 +147,9 @@ class Budget:
             )
 
 
-def budget_for(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Budget:
+def budget_for(
+    problem: Problem, *, gradients: bool = True, seed: int = 0, normaliser: Normaliser | None = None
+) -> Budget:
     """Oracle and low-precision errors of a problem, forward and (unless declined) backward.
 
     Examples
@@ -154,25 +159,31 @@ def budget_for(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Bu
     >>> sorted(budget_for(random_problem(np.ones((3, 3), bool), head_dim=2)).expected)
     ['dk', 'dq', 'dv', 'lse', 'out']
     """
-    expected = _oracle(problem, gradients)
+    expected = _oracle(problem, gradients, normaliser)
     affordable = _DRAWN_SCORES // max(1, problem.selected.size)
     draws = max(_FEWEST_DRAWS, min(affordable, _DRAWS))
     stacked = problem.with_arrays(*(_stack(array, draws) for array in problem.arrays))
     errors = {}
-    for name, low in low_precision_attention(stacked, gradients=gradients, seed=seed).items():
+    low_results = low_precision_attention(stacked, gradients=gradients, seed=seed, normaliser=normaliser)
+    for name, low in low_results.items():
         if name.startswith(("dchange", "dsink")):
             low = low.reshape(draws, len(low) // draws, *low.shape[1:]).sum(axis=1)
+        if name == "dalpha":
+            low = low.sum(axis=tuple(range(1, low.ndim - 1)))
         with np.errstate(invalid="ignore"):
             error = np.abs(low.astype(np.float64) - expected[name])
         errors[name] = np.where(low == expected[name], 0.0, error)  # -inf equals -inf
     return Budget(problem, expected, errors)
 
 
-def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: int = 0) -> dict[str, Array]:
+def low_precision_attention(
+    problem: Problem, *, gradients: bool = True, seed: int = 0, normaliser: Normaliser | None = None
+) -> dict[str, Array]:
     """Attention the way hardware does it, dense, in NumPy: "out", "lse" and the gradients by name.
 
     Intermediate results are off by a unit in the last place at random, and sums run in a random order,
-    another one for every head. Inputs have to be finite.
+    another one for every head. Inputs have to be finite. "dalpha", where alpha is learned, is that of every
+    head of every batch element.
 
     Examples
     --------
@@ -196,13 +207,23 @@ def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: i
     blocks = [slice(begin, begin + step) for begin in range(0, max(heads, 1), step)]
     parts = [
         _low_precision_heads(
-            q[block], k[block], v[block], dout[block], selected[block], problem, gradients, rng, block.start
+            q[block],
+            k[block],
+            v[block],
+            dout[block],
+            selected[block],
+            problem,
+            gradients,
+            rng,
+            normaliser,
+            block.start,
         )
         for block in blocks
     ]
 
     shapes = dict(zip(("dq", "dk", "dv", "out"), (array.shape for array in problem.arrays), strict=True))
     shapes["lse"] = problem.q.shape[:-1]
+    shapes["dalpha"] = problem.q.shape[:-2]
     results = {}
     for name in parts[0]:
         whole = np.concatenate([part[name] for part in parts])
@@ -211,7 +232,7 @@ def low_precision_attention(problem: Problem, *, gradients: bool = True, seed: i
             continue
         if name in ("dk", "dv"):
             whole = whole.reshape(kv_heads, group, *whole.shape[1:]).sum(axis=1)
-        if name != "lse":
+        if name not in ("lse", "dalpha"):
             whole = whole.astype(problem.dtype)
         results[name] = whole.reshape(shapes[name])
     return results
@@ -226,6 +247,7 @@ def _low_precision_heads(
     problem: Problem,
     gradients: bool,
     rng: np.random.Generator,
+    normaliser: Normaliser | None,
     first: int,
 ) -> dict[str, Array]:
     """Results of heads that are stacked along the first axis, in the accumulator's type.
@@ -264,8 +286,21 @@ def _low_precision_heads(
         return loose(total)
 
     with np.errstate(all="ignore"):
-        heads_a_call = problem.q.shape[-3] if problem.q.ndim > 2 else 1
+        heads_a_call = _heads(problem)
         places = [divmod(first + number, heads_a_call) for number in range(len(q))]
+        if normaliser is not None and normaliser.needs_rows:
+            results = normalised_heads(
+                rule_of(normaliser, heads_a_call),
+                np.array([head for _, head in places]),
+                (q, k, v, dout),
+                selected,
+                problem.scale,
+                gradients,
+                Rounding(loose, rounded, product),
+            )
+            if not normaliser.learnable:
+                results.pop("dalpha", None)
+            return results
         everything = slice(0, q.shape[1])
         slopes = []
         if problem.changes:
@@ -287,6 +322,8 @@ def _low_precision_heads(
         peak = np.where(np.isfinite(peak), peak + stale, sum_type(0.0))
         weights = np.where(selected, loose(np.exp2(scores - peak)), sum_type(0.0))
         total = product(weights, np.ones((len(k), k.shape[1], 1), sum_type)) + loose(np.exp2(sinks - peak))
+        if isinstance(normaliser, SoftmaxPlusOne):
+            total = loose(total + np.exp2(-peak))
         some = selected.any(axis=2, keepdims=True) | (sinks > -np.inf)
         out = np.where(some, loose(product(rounded(weights), v) / total), sum_type(0.0))
         lse = np.where(some, loose((peak + np.log2(total)) * ln_2), sum_type(-np.inf))
@@ -314,17 +351,28 @@ def _low_precision_heads(
         return results
 
 
-def _oracle(problem: Problem, gradients: bool) -> dict[str, Array]:
+def _oracle(problem: Problem, gradients: bool, normaliser: Normaliser | None) -> dict[str, Array]:
+    heads = _heads(problem)
     inputs = problem.q, problem.k, problem.v, problem.mask, problem.scale
     settings: dict[str, Any] = {"changes": problem.changes, "sink": problem.sink}
+    settings["rule"] = rule_of(normaliser, heads)
     out, lse = reference.forward(*inputs, **settings)
     if not gradients:
         return {"out": out, "lse": lse}
+    dalpha = np.zeros(heads)
+    settings["dparameter"] = dalpha
     dq, dk, dv, changed, dsink = reference.backward_of_changes(problem.dout, *inputs, **settings)
     found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
     if problem.sink is not None:
         found["dsink"] = dsink
+    if normaliser is not None and normaliser.learnable:
+        found["dalpha"] = dalpha
     return found | {f"dchange{number}": gradient for number, gradient in enumerate(changed)}
+
+
+def _heads(problem: Problem) -> int:
+    """Query heads; one where arrays have no axis for them."""
+    return int(problem.q.shape[-3]) if problem.q.ndim > 2 else 1
 
 
 def _stack(array: Array, count: int) -> Array:

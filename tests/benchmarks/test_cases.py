@@ -53,7 +53,7 @@ def test_every_selection_is_measured() -> None:
 
 def test_sweeps_are_the_same_on_the_host_and_on_a_gpu() -> None:
     names = {case.name for case in cases.all_cases()}
-    for table in ("length/", "density/", "head_dim/", "plan/", "catalogue/"):
+    for table in ("length/", "density/", "head_dim/", "plan/", "catalogue/", "normaliser/"):
         host = {name for name in names if name.startswith(table)}
         assert host and {f"gpu-{name}" for name in host} <= names
 

@@ -20,10 +20,16 @@ from numba_sparse_attn.cuda import changes as device_side
 from numba_sparse_attn.cuda import warp
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.view import DeviceView
-from numba_sparse_attn.cuda.warp import lists
+from numba_sparse_attn.cuda.warp import lists, normalised
 from numba_sparse_attn.cuda.warp.backward import make_key_backward, make_query_backward
 from numba_sparse_attn.cuda.warp.forward import make_forward
 from numba_sparse_attn.cuda.warp.merge import make_add, make_merge
+from numba_sparse_attn.cuda.warp.normalised_backward import (
+    make_alpha_sum,
+    make_normalised_key_backward,
+    make_normalised_query_backward,
+)
+from numba_sparse_attn.cuda.warp.normalised_forward import make_normalised_forward
 from numba_sparse_attn.cuda.warp.schedule import PART_KEYS
 from numba_sparse_attn.formats import Csr, from_mask
 from numba_sparse_attn.scores._calls import CallScores
@@ -46,9 +52,13 @@ WRITES = {
     make_query_backward: {"dq", "scratch", "pairs"},
     make_key_backward: {"dk", "dv", "scratch"},
     make_add: {"dq", "dk", "dv"},
+    make_normalised_forward: {"out", "lse", "scratch"},
+    make_normalised_query_backward: {"dq", "scratch"},
+    make_normalised_key_backward: {"dk", "dv", "scratch"},
+    make_alpha_sum: {"dalpha"},
 }
 #: Temporary memory holds delta and partial sums: this kernel reads the one and writes the other.
-READS_TOO = {make_key_backward: {"scratch"}}
+READS_TOO = {make_key_backward: {"scratch"}, make_normalised_key_backward: {"scratch"}}
 
 #: Arrays that stand for device memory, each with its part in the engine, by identity.
 _known = {}
@@ -98,20 +108,32 @@ def widened(csr):
     return result
 
 
-def run(problem, structures, *, part_keys=PART_KEYS, gradients=True, poison=np.nan, engine=None, scores=()):
+def run(
+    problem,
+    structures,
+    *,
+    part_keys=PART_KEYS,
+    gradients=True,
+    poison=np.nan,
+    engine=None,
+    scores=(),
+    normaliser=None,
+):
     """Results by name; `poison` in rows that no pair needs, NaN in outputs and around them.
 
     Gradients of `scores` are "dscores0" and so on, in the form in which users get them.
     """
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
-    request = request_for(problem, structures)
+    request = request_for(problem, structures, normaliser)
     scored = CallScores(scores, "cuda-warp").of(request, q.shape[:-3])
     engine = SimulatedEngine(part_keys) if engine is None else engine
     shapes = {"out": (*q.shape[:-1], v.shape[-1]), "dq": q.shape, "dk": k.shape, "dv": v.shape}
     results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
     results["lse"] = surrounded(nan_filled(q.shape[:-1], problem.accumulator))
     forward = {name: results.pop(name) for name in ("out", "lse")}
+    if normaliser is not None and normaliser.learnable:
+        results["dalpha"] = surrounded(nan_filled(q.shape[-3:-2], problem.accumulator))
     engine.forward(request, q, k, v, **forward, changes=scored.changes)
     learnt = ()
     if gradients:
@@ -139,8 +161,10 @@ class SimulatedEngine:
     def forward(self, request, q, k, v, out, lse, changes=()):
         self._run(warp.forward, request, changes, q=q, k=k, v=v, out=out, lse=lse)
 
-    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv, changes=()):
+    def backward(self, request, dout, q, k, v, out, lse, dq, dk, dv, dalpha=None, changes=()):
         arrays = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        if dalpha is not None:
+            arrays["dalpha"] = dalpha
         return self._run(warp.backward, request, changes, **arrays)
 
     def _run(self, function, request, changes, **arrays):
@@ -168,10 +192,12 @@ class SimulatedEngine:
             mock.patch.multiple(warp, **replaced),
             mock.patch.multiple(lists, **lists_replaced),
             mock.patch.multiple(device_side, **changes_replaced),
+            mock.patch.object(normalised, "load_kernel", replaced["load_kernel"]),
         ):
             backward = "dq" in arrays
             made = [device_side.device_changes(each, request, 0, 0, gradients=backward) for each in changes]
-            function(request, *(self._view(name, array) for name, array in arrays.items()), *made)
+            more = {"changes": made[0]} if made else {}
+            function(request, *(self._view(name, array) for name, array in arrays.items()), **more)
             if not (made and backward):
                 return []
             return device_side.pair_gradients(changes[0], made[0], request, 0)

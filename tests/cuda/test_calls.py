@@ -23,6 +23,7 @@ import numba_sparse_attn as nsa
 from numba_sparse_attn import arrays, planner
 from numba_sparse_attn.cuda import calls, interchange, memory, staging, streams
 from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.reference_engine import ReferenceEngine
 
 from . import fake_libraries as fake
 
@@ -56,13 +57,13 @@ class Engine:
         self.first_calls.append(self.beside_capture > 0)
         assert all(view.ndim >= 3 for view in (q, k, v, out)) and (lse is None or lse.ndim >= 2)
         results = [seen(out), np.empty(out.shape[:-1], request.accumulator) if lse is None else seen(lse)]
-        planner._ReferenceEngine().forward(request, seen(q), seen(k), seen(v), *results)
+        ReferenceEngine().forward(request, seen(q), seen(k), seen(v), *results)
 
     def backward(self, request: Any, *views: Any) -> None:
         self.backward_requests.append(request)
         self.first_calls.append(self.beside_capture > 0)
         assert len(views) == 9
-        planner._ReferenceEngine().backward(request, *map(seen, views))
+        ReferenceEngine().backward(request, *map(seen, views))
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import pytest
 
 pytest.importorskip("numba.cuda", reason="numba.cuda is not installed: pip install numba-cuda")
 
-#: The warp engine, without and with changes of scores, the tile engine on mma.sync, forward and backward, and
-#: orders of tokens.
+#: The warp engine, without and with changes of scores and other normalisers, the tile engine on mma.sync,
+#: forward and backward, and orders of tokens.
 CASES = (
     "simulator_cases.py",
     "change_cases.py",
+    "normaliser_simulator_cases.py",
     "tile_simulator_cases.py",
     "tile_gradient_cases.py",
     "order_simulator_cases.py",

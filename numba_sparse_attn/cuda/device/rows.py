@@ -10,9 +10,20 @@ from numba import cuda, float32, float64, int32, int64, uint32
 
 from . import lanes as device
 
-__all__ = ["RowTools", "own_head", "own_item", "row_tools"]
+__all__ = ["RowTools", "head_at", "item_at", "own_head", "own_item", "row_tools"]
 
 _ITEM_BYTES = 32
+
+
+@cuda.jit(device=True, inline="always")
+def head_at(number, table, heads):
+    """(batch and head in one, batch, head) of a head by its number in a launch."""
+    entry = uint32(number)
+    if table != 0:
+        entry = uint32(device.load_int32(table + 4 * number))
+    # 32 bits without sign: a division of 64 takes 100 instructions, as many as a short row.
+    batch = uint32(entry // uint32(heads))
+    return int64(entry), int64(batch), int64(uint32(entry - uint32(batch * uint32(heads))))
 
 
 @cuda.jit(device=True, inline="always")
@@ -22,17 +33,13 @@ def own_head(table, heads):
     Blocks of one head follow each other, so what they read of K and V stays in the second-level cache.
     """
     number = int64(cuda.blockIdx.z) * cuda.gridDim.y + cuda.blockIdx.y
-    entry = uint32(number)
-    if table != 0:
-        entry = uint32(device.load_int32(table + 4 * number))
-    # 32 bits without sign: a division of 64 takes 100 instructions, as many as a short row.
-    batch = uint32(entry // uint32(heads))
-    return number, int64(entry), int64(batch), int64(uint32(entry - uint32(batch * uint32(heads))))
+    entry, batch, head = head_at(number, table, heads)
+    return number, entry, batch, head
 
 
 @cuda.jit(device=True, inline="always")
-def own_item(items, warps):
-    """(lane, warp, row, begin, count, slot) of a warp.
+def item_at(items, block, warps):
+    """(lane, warp, row, begin, count, slot) of a warp, for the block of a schedule.
 
     The number of the warp and its count pass through a shuffle, which tells the compiler that they are the
     same in all lanes. Without that it guards every later shuffle against divergence, and loads are no
@@ -40,10 +47,16 @@ def own_item(items, warps):
     """
     lane = int32(cuda.threadIdx.x & 31)
     warp = device.from_lane(int32(cuda.threadIdx.x >> 5), 0)
-    item = items + _ITEM_BYTES * (int64(cuda.blockIdx.x) * warps + warp)
+    item = items + _ITEM_BYTES * (block * warps + warp)
     row, begin = device.load_int64(item), device.load_int64(item + 8)
     count = device.from_lane(int32(device.load_int64(item + 16)), 0)
     return lane, warp, row, begin, count, device.load_int64(item + 24)
+
+
+@cuda.jit(device=True, inline="always")
+def own_item(items, warps):
+    """(lane, warp, row, begin, count, slot) of a warp."""
+    return item_at(items, int64(cuda.blockIdx.x), warps)
 
 
 class RowTools(NamedTuple):

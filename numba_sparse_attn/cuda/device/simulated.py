@@ -33,8 +33,8 @@ __all__ = [
     "load_element",
     "load_int32",
     "load_int64",
-    "load_own_element",
     "load_shared_chunk",
+    "load_written",
     "shared_elements",
     "shared_room",
     "store_chunk",
@@ -308,8 +308,8 @@ def load_element(kind: str) -> Callable[[Any], Any]:
     return load
 
 
-def load_own_element(kind: str) -> Callable[[Any], Any]:
-    """Function ``(address)``: one element, widened, of memory that is written, too."""
+def load_written(kind: str) -> Callable[[Any], Any]:
+    """Function ``(address)``: one element, widened, of memory that the kernel itself writes to."""
     dtype, accumulator = _DTYPES[kind], _accumulator(kind).type
 
     def load(address: Any) -> Any:

@@ -1,6 +1,6 @@
 """How a warp walks over the keys of its row: gathered one by one, or in runs staged for the whole block.
 
-Every kernel here reads rows of two matrices together: K and V, or by keys Q and dout. The walk loads them,
+Most kernels read rows of two matrices together: K and V, or by keys Q and dout. The walk loads them,
 ``steps`` at a time, and hands them to the kernel's ``take``; it knows nothing of what is done with them.
 """
 
@@ -39,7 +39,9 @@ def make_walk(shape: Any, take: Callable[..., Any]) -> Walk:
     kind, sharing, chunk, steps = shape.kind, shape.lanes, shape.chunk, shape.steps
     left_chunks, right_chunks = shape.key_chunks, shape.value_chunks
     left_words, right_words = left_chunks * chunk, right_chunks * chunk
-    left_buffer, right_buffer = steps * left_words, steps * right_words
+    left_buffer = steps * left_words
+    # A walk over one matrix has no right rows, but no array is empty.
+    right_room = max(1, steps * right_words)
     a_step, a_round = shape.keys_a_step, shape.keys_a_round
     lane_bits = sharing.bit_length() - 1
     wide, mixed = shape.wide, shape.mixed
@@ -65,7 +67,7 @@ def make_walk(shape: Any, take: Callable[..., Any]) -> Walk:
         part = int32(lane & (sharing - 1))
         place = int32(lane >> lane_bits)
         lefts = cuda.local.array(left_buffer, real)
-        rights = cuda.local.array(right_buffer, real)
+        rights = cuda.local.array(right_room, real)
         rows = cuda.local.array(steps, index)
         members = cuda.local.array(steps, index)
         left_at = lane_address(left, part)
@@ -150,7 +152,7 @@ def make_walk(shape: Any, take: Callable[..., Any]) -> Walk:
         part = int32(lane & (sharing - 1))
         place = int32(lane >> lane_bits)
         lefts = cuda.local.array(left_buffer, real)
-        rights = cuda.local.array(right_buffer, real)
+        rights = cuda.local.array(right_room, real)
         rows = cuda.local.array(steps, index)
         members = cuda.local.array(steps, index)
         for s in range(steps):

@@ -1,8 +1,8 @@
 """Loads and stores of 16 bytes a lane, with conversion to and from the accumulator type.
 
 Addresses are plain 64-bit integers, of shared memory too. Loads from global memory go through the
-read-only path (``ld.global.nc``): nothing that a kernel of this package reads is written while it runs, but
-for what a thread changes in place.
+read-only path (``ld.global.nc``), which is for what nobody writes while a kernel runs; what a kernel writes
+itself is read back by ``load_written``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = [
     "load_element",
     "load_int32",
     "load_int64",
-    "load_own_element",
     "load_shared_chunk",
+    "load_written",
     "shared_address",
     "store_chunk",
     "store_element",
@@ -146,34 +146,40 @@ def store_chunk(kind: str) -> Any:
     return store
 
 
+#: How one element is loaded: LLVM's type, the instruction's suffix and the constraint.
+_ELEMENT_FORMS = {
+    "float64": (FLOAT64, "f64", "d"),
+    "float32": (FLOAT32, "f32", "f"),
+    "16 bits": (INT16, "b16", "h"),
+}
+
+
+def _element_loader(kind: str, space: str) -> Any:
+    """Intrinsic ``(address)``: one element of a state space, widened."""
+
+    @intrinsic
+    def load(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
+            form, suffix, letter = _ELEMENT_FORMS.get(kind, _ELEMENT_FORMS["16 bits"])
+            text = f"ld.{space}.{suffix} $0, [$1];"
+            loaded = assemble(builder, form, text, f"={letter},l", operands, volatile=True)
+            if form is not INT16:
+                return loaded
+            return widen_pair(builder, kind, builder.zext(loaded, INT32))[0]
+
+        return (types.float64 if kind == "float64" else types.float32)(types.int64), generate
+
+    return load
+
+
 def load_element(kind: str) -> Any:
     """Intrinsic ``(address)``: one element, widened."""
     return _element_loader(kind, "global.nc")
 
 
-def load_own_element(kind: str) -> Any:
-    """Intrinsic ``(address)``: one element, widened, that the thread itself may write: not read-only."""
+def load_written(kind: str) -> Any:
+    """Intrinsic ``(address)``: one element, widened, of memory that the kernel itself writes to."""
     return _element_loader(kind, "global")
-
-
-def _element_loader(kind: str, space: str) -> Any:
-    @intrinsic
-    def load(typing_context: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            if kind == "float64":
-                return assemble(
-                    builder, FLOAT64, f"ld.{space}.f64 $0, [$1];", "=d,l", operands, volatile=True
-                )
-            if kind == "float32":
-                return assemble(
-                    builder, FLOAT32, f"ld.{space}.f32 $0, [$1];", "=f,l", operands, volatile=True
-                )
-            half = assemble(builder, INT16, f"ld.{space}.b16 $0, [$1];", "=h,l", operands, volatile=True)
-            return widen_pair(builder, kind, builder.zext(half, INT32))[0]
-
-        return (types.float64 if kind == "float64" else types.float32)(types.int64), generate
-
-    return load
 
 
 def store_element(kind: str) -> Any:

@@ -48,6 +48,11 @@ def why_not(request: Request) -> list[str]:
         )
     if not all(isinstance(structure, Tiles) for structure in request.structures):
         reasons.append("structures other than Tiles; the tile engine takes tile lists")
+    if request.normaliser is not None and request.normaliser.needs_rows:
+        reasons.append(
+            f"normaliser {request.normaliser.name}; the tile engine takes softmax and softmax_plus_one, and "
+            "weights that need whole rows are the warp engine's"
+        )
     if not math.isfinite(request.scale):
         reasons.append(f"scale {request.scale}; the tile engine takes finite ones")
     return reasons

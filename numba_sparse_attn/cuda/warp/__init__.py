@@ -95,7 +95,7 @@ class _Prepared(NamedTuple):
 _SCRATCH, _NULL = -2, -1
 
 
-def _loaded(make: Callable[..., Any], shape: WarpShape, signature: Any, resident: int, device: int) -> Any:
+def _loaded(make: Callable[..., Any], shape: Any, signature: Any, resident: int, device: int) -> Any:
     return load_kernel(make, shape, signature, shape.threads, device, blocks=shape.blocks(resident))
 
 
@@ -140,8 +140,12 @@ def _lists_and_shape(
     *,
     mixed: bool = False,
     changes: DeviceChanges | None = None,
+    whole: bool = False,
 ) -> tuple[Lists, WarpShape]:
-    """The schedule of a structure, and the kernel's shape: staging where rows have runs in common."""
+    """The schedule of a structure, and the kernel's shape: staging where rows have runs in common.
+
+    Rows that are to stay `whole`, one warp's each, are not staged.
+    """
     size = request.dtype.itemsize
     aligned = aligned and all(
         array.strides[-1] == size
@@ -156,8 +160,8 @@ def _lists_and_shape(
     if changes is not None:
         shape = replace(shape, changes=changes.kinds)
     # What is staged has lost its place in the lists.
-    staged = None if changes and changes.by_entry else shared_shape(shape, SHARING_WARPS)
-    lists = lists_of(csr, arrays[0].device, share=staged is not None, wide=wide)
+    staged = None if whole or (changes and changes.by_entry) else shared_shape(shape, SHARING_WARPS)
+    lists = lists_of(csr, arrays[0].device, share=staged is not None, wide=wide, whole=whole)
     return lists, staged if staged is not None and lists.shared else shape
 
 
@@ -189,7 +193,12 @@ def forward(
     prepared = request.memo.get(layout)
     if prepared is None:
         arrays = (q, k, v, out)
-        made = _prepare_forward(request, arrays, aligned, lse is not None, changes)
+        if request.normaliser is not None and request.normaliser.needs_rows:
+            from .normalised import prepare_forward
+
+            made = prepare_forward(request, arrays, aligned, lse is not None)
+        else:
+            made = _prepare_forward(request, arrays, aligned, lse is not None, changes)
         prepared = _keep(request, layout, made)
     addresses.append(0 if lse is None else lse.address)
     addresses.append(changes.settings if changes else 0)
@@ -256,7 +265,7 @@ def _prepare_forward(
 
 
 #: Places of the arrays of a backward call.
-_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE, _SETTINGS = range(10)
+_Q, _K, _V, _OUT, _DOUT, _DQ, _DK, _DV, _LSE, _SETTINGS, _DALPHA = range(11)
 
 
 def backward(
@@ -270,11 +279,12 @@ def backward(
     dq: DeviceView,
     dk: DeviceView,
     dv: DeviceView,
+    dalpha: DeviceView | None = None,
     changes: DeviceChanges | None = None,
 ) -> None:
-    """Queue gradients into `dq`, `dk` and `dv`, and what pairs contribute to those of `changes`.
+    """Queue gradients into `dq`, `dk` and `dv`, and into `dalpha` if there is one; the same bits every time.
 
-    The same bits every time.
+    What pairs contribute to the gradients of `changes` goes where these say.
 
     Examples
     --------
@@ -284,13 +294,22 @@ def backward(
     addresses = [array.address for array in arrays]
     aligned = not functools.reduce(operator.or_, addresses) & 15
     kinds = changes.kinds if changes else ()
-    layout = "backward", aligned, dq.device, q.shape, lse.strides, *[array.strides for array in arrays], kinds
+    learns = dalpha is not None
+    strides = [array.strides for array in arrays]
+    layout = "backward", aligned, learns, dq.device, q.shape, lse.strides, *strides, kinds
     prepared = request.memo.get(layout)
     if prepared is None:
         require_contiguous(lse)
-        prepared = _keep(request, layout, _prepare_backward(request, arrays, aligned, changes))
+        if request.normaliser is not None and request.normaliser.needs_rows:
+            from .normalised import prepare_backward
+
+            made = prepare_backward(request, arrays, aligned, learns=learns)
+        else:
+            made = _prepare_backward(request, arrays, aligned, changes)
+        prepared = _keep(request, layout, made)
     addresses.append(lse.address)
     addresses.append(changes.settings if changes else 0)
+    addresses.append(0 if dalpha is None else dalpha.address)
     _run(prepared, addresses, dq)
 
 
@@ -377,11 +396,26 @@ def _query_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> 
     return launches, partial_bytes
 
 
-def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tuple[list[_Launch], int]:
-    """dk and dv; and how many bytes of partial sums there are."""
+def _key_launches(
+    one: _Pass,
+    which: npt.NDArray[np.int32],
+    lse_head: int,
+    *,
+    make: Callable[..., Any] = make_key_backward,
+    signature: Any = KEY_SIGNATURE,
+    dress: Callable[[WarpShape], Any] = lambda shape: shape,
+    table: DeviceView | None = None,
+) -> tuple[list[_Launch], int]:
+    """dk and dv; and how many bytes of partial sums there are.
+
+    Another kernel than softmax's gets a shape that `dress` makes of the usual one, and the address of a table
+    in front of the other numbers.
+    """
     request, device = one.request, one.arrays[0].device
     launches, partial_bytes = [], 0
     sources, offsets, strides = one.kernel_arguments((_Q, _K, _V, _DOUT, _DK, _DV))
+    if table is not None:  # of a kernel that changes no scores
+        sources, offsets = sources[:-1], offsets[:-1]
     # Query heads that share a key head may have different structures.
     kinds, kind_of = np.unique(which.reshape(-1, request.group), axis=0, return_inverse=True)
     for number, kind in enumerate(kinds):
@@ -395,14 +429,18 @@ def _key_launches(one: _Pass, which: npt.NDArray[np.int32], lse_head: int) -> tu
             request, by_key, one.arrays, one.aligned, mixed=mixed, changes=one.changes
         )
         entries = entries_by_key_of(structures, device) if one.changes and one.changes.by_entry else None
-        rest: tuple[Any, ...] = (lse_head, lists.items, lists.indices, *lists.segments)
-        rest += (entries.address if entries else 0,)
-        rest += (group.table, group.number, one.heads_before, request.kv_heads, request.group)
+        rest: tuple[Any, ...] = () if table is None else (table.address,)
+        rest += (lse_head, lists.items, lists.indices, *lists.segments)
+        if table is None:
+            rest += (entries.address if entries else 0, group.table, group.number, one.heads_before)
+        else:
+            rest += (group.table, group.number)
+        rest += (request.kv_heads, request.group)
         rest += (lists.parts, request.head_dim, request.value_dim, request.n_q, *strides, request.scale)
         shape = replace(shape, steps=KEY_STEPS)
-        kernel = _loaded(make_key_backward, shape, KEY_SIGNATURE, KEY_THREADS, device)
+        kernel = _loaded(make, dress(shape), signature, KEY_THREADS, device)
         grid = _grid(lists.blocks, group.number)
-        held = lists, group, entries
+        held = lists, group, entries, table
         launches.append(_Launch(kernel, grid, shape.threads, sources, offsets, rest, held))
         if lists.parts:
             size = request.head_dim + request.value_dim

@@ -22,7 +22,7 @@ from ..view import DeviceView
 from .schedule import PART_KEYS, Schedule, make_schedule, share_runs
 from .shape import SHARING_WARPS, WARPS
 
-__all__ = ["Heads", "Lists", "by_key_of", "entries_by_key_of", "heads_with", "lists_of"]
+__all__ = ["Heads", "Lists", "by_key_of", "entries_by_key_of", "heads_with", "lists_of", "table_of"]
 
 
 class Lists(NamedTuple):
@@ -39,30 +39,37 @@ class Lists(NamedTuple):
     hold: tuple[DeviceView, ...]
 
 
-#: By structure; then by device, whether blocks may stage runs, and whether indices are widened.
-_LISTS: weakref.WeakKeyDictionary[Csr, dict[tuple[int, bool, bool], Lists]] = weakref.WeakKeyDictionary()
+#: Longer than any row.
+_NEVER = 1 << 30
+
+#: By structure; then by device, whether blocks may stage runs, whether indices are widened, and whether rows
+#: are left whole.
+_LISTS: weakref.WeakKeyDictionary[Csr, dict[tuple[int, bool, bool, bool], Lists]] = (
+    weakref.WeakKeyDictionary()
+)
 _LISTS_LOCK = threading.Lock()
 
 
-def lists_of(csr: Csr, device: int, *, share: bool, wide: bool) -> Lists:
+def lists_of(csr: Csr, device: int, *, share: bool, wide: bool, whole: bool = False) -> Lists:
     """The schedule of a structure, copied to the device when it is first used there.
 
-    `share` says whether blocks may stage runs of keys; it is done if that pays.
+    `share` says whether blocks may stage runs of keys; it is done if that pays. `whole` leaves rows whole,
+    however long they are.
     """
     with _LISTS_LOCK:
         known = _LISTS.setdefault(csr, {})
-        found = known.get((device, share, wide))
+        found = known.get((device, share, wide, whole))
         if found is None:
             schedule = share_runs(csr, SHARING_WARPS, PART_KEYS) if share else None
             if schedule is not None:
                 found = _copied(schedule, device, wide)
             elif share:
-                found = known.get((device, False, wide))
+                found = known.get((device, False, wide, whole))
             if found is None:
-                found = _copied(make_schedule(csr, PART_KEYS, WARPS), device, wide)
-            known[device, share, wide] = found
+                found = _copied(make_schedule(csr, _NEVER if whole else PART_KEYS, WARPS), device, wide)
+            known[device, share, wide, whole] = found
             if not found.shared:
-                known[device, False, wide] = found
+                known[device, False, wide, whole] = found
         return found
 
 
@@ -89,10 +96,10 @@ def _copied(schedule: Schedule, device: int, wide: bool) -> Lists:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(entries: bytes, device: int) -> DeviceView:
-    """int32 head numbers on a device, for structures that only some heads have."""
+def table_of(entries: bytes, kind: str, device: int) -> DeviceView:
+    """A short table on a device: numbers of heads, or a number for every head."""
     stream = streams.own_stream(device)
-    view = staging.to_device(np.frombuffer(entries, np.int32), device, stream)
+    view = staging.to_device(np.frombuffer(entries, kind), device, stream)
     streams.stream_object(stream, device).sync()
     return view
 
@@ -161,5 +168,5 @@ def heads_with(which: npt.NDArray[Any], number: int, device: int) -> Heads:
     entries = np.flatnonzero(which == number).astype(np.int32)
     if entries.size == which.size:
         return Heads(0, entries.size, None)
-    table = _table(entries.tobytes(), device)
+    table = table_of(entries.tobytes(), "int32", device)
     return Heads(table.address, entries.size, table)

@@ -18,11 +18,12 @@ from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.warp import lists
 
 
-def attend(pattern, n, engine, *, heads=4, head_dim=64, dtype=torch.float16):
+def attend(pattern, n, engine, *, heads=4, head_dim=64, dtype=torch.float16, normaliser=None):
     q, dout = torch.randn(2, heads, n, head_dim, device="cuda").to(dtype)
     k, v = torch.randn(2, heads // 2, n, head_dim, device="cuda").to(dtype)
-    out, lse = nsa.sparse_attention(q, k, v, pattern, engine=engine, return_lse=True)
-    nsa.sparse_attention_backward(dout, q, k, v, out, lse, pattern, engine=engine)
+    settings = {"engine": engine, "normaliser": normaliser}
+    out, lse = nsa.sparse_attention(q, k, v, pattern, return_lse=True, **settings)
+    nsa.sparse_attention_backward(dout, q, k, v, out, lse, pattern, **settings)
     torch.cuda.synchronize()
     assert torch.isfinite(out).all()
 
@@ -39,6 +40,13 @@ def attend_with_warps(window, n):
         attend(window, n, "cuda-warp", dtype=dtype)
         attend(scattered, n, "cuda-warp", dtype=dtype, head_dim=33)
     attend([window, scattered, scattered, window], n, "cuda-warp")
+    for normaliser in (
+        nsa.normalisers.softmax_plus_one(),
+        nsa.normalisers.sigmoid(),
+        nsa.normalisers.entmax([1.2, 1.5, 1.8, 2.0]),
+    ):
+        attend(window, n, "cuda-warp", normaliser=normaliser)
+        attend(scattered, n, "cuda-warp", normaliser=normaliser, head_dim=33)
     lists.PART_KEYS = 16
     attend(nsa.as_pattern(np.ones((n, n), bool)), n, "cuda-warp")
     attend(patterns.random_keys(n, per_query=40, seed=1), n, "cuda-warp")
