@@ -15,7 +15,8 @@ import pytest
 import numba_sparse_attn as nsa
 from numba_sparse_attn import planner, scores
 from numba_sparse_attn.cuda import changes as device_side
-from numba_sparse_attn.cuda import sinks
+from numba_sparse_attn.cuda import sinks, tile
+from numba_sparse_attn.formats.work import Request
 from numba_sparse_attn.scores.sink import sink_gradient, with_sink
 
 from . import test_calls
@@ -95,3 +96,14 @@ def test_results_and_gradients_are_those_of_the_host(
         (("alibi", False), ("bias", False), ("softcap",)),
         (("alibi", False), ("bias", True), ("softcap",)),
     ]
+
+
+def test_the_tile_engine_says_who_takes_changes() -> None:
+    pattern = nsa.patterns.causal(128)
+    half = np.dtype(np.float16)
+    settings = (np.zeros((1, 1), np.int32), 1, 1, 128, 128, 64, 64, half, 0.125)
+    assert not tile.why_not(Request((pattern.tiles(),), *settings))
+    (reason,) = tile.why_not(Request((pattern.tiles(),), *settings, changed=("bias", "softcap")))
+    assert (
+        reason == "changes of scores (bias, softcap); the tile engine takes sinks, cuda-warp and cpu take all"
+    )
