@@ -90,9 +90,9 @@ def make_request(*, n_q: int, value_dim: int) -> Any:
 def test_the_gradient_of_alpha_is_a_fourth_result(
     engine: Engine, lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def backward(self: Engine, request: Any, *views: Any) -> None:
-        assert len(views) == 10
-        ReferenceEngine().backward(request, *map(seen, views))
+    def backward(self: Engine, request: Any, *views: Any, dalpha: Any) -> None:
+        assert len(views) == 9
+        ReferenceEngine().backward(request, *map(seen, views), seen(dalpha))
 
     monkeypatch.setattr(Engine, "backward", backward)
     plan = make_plan(normaliser=learned(4))

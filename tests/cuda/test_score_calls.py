@@ -1,0 +1,109 @@
+"""Changed scores on their way to a GPU engine and back, without a GPU: numbers, room for gradients, sinks.
+
+As in ``test_calls.py``, the engine is the oracle on memory that stands for the GPU's; kernels of sinks are
+their twins on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import numba_sparse_attn as nsa
+from numba_sparse_attn import planner, scores
+from numba_sparse_attn.cuda import changes as device_side
+from numba_sparse_attn.cuda import sinks, tile
+from numba_sparse_attn.formats.work import Request
+from numba_sparse_attn.scores.sink import sink_gradient, with_sink
+
+from . import test_calls
+from .test_calls import PATTERN, engine, on_gpu, random_arrays, seen
+
+__all__ = ["engine"]
+
+LOGITS = np.arange(4.0, dtype=np.float32)
+
+
+@pytest.fixture
+def scored(engine: test_calls.Engine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The engine changes scores, and notes what it was handed."""
+    made: list[Any] = []
+    copy = device_side.device_changes
+
+    def copied(changes: Any, *rest: Any, **settings: Any) -> Any:
+        made.append((changes, copy(changes, *rest, **settings)))
+        return made[-1][1]
+
+    def forward(request: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *handed: Any) -> None:
+        assert all(one is made[-1][1] for one in handed)
+        changes = [each for each, one in made[-1:] if handed]
+        results = [seen(out), np.empty(out.shape[:-1], request.accumulator) if lse is None else seen(lse)]
+        planner._ReferenceEngine().forward(request, seen(q), seen(k), seen(v), *results, *changes)
+
+    def backward(request: Any, *views: Any) -> None:
+        arrays, handed = views[:9], views[9:]
+        # The oracle forms its own probabilities, and has to be told of the sink for that.
+        changes = [replace(each, sink=LOGITS) for each, _ in made[-1:] if handed]
+        found = planner._ReferenceEngine().backward(request, *map(seen, arrays), *changes)
+        for room, total in zip(made[-1][1].pairs if handed else (), found, strict=False):
+            if room is not None:  # a bias for every head: its gradient is what pairs contribute
+                np.frombuffer(room.owner.held, request.accumulator)[: total.size] = total
+
+    monkeypatch.setattr(device_side, "device_changes", copied)
+    monkeypatch.setattr(engine, "forward", forward)
+    monkeypatch.setattr(engine, "backward", backward)
+    monkeypatch.setattr(
+        sinks, "add_sink", lambda out, lse, logits, stream: with_sink(seen(out), seen(lse), logits)
+    )
+    monkeypatch.setattr(
+        sinks,
+        "sink_gradient",
+        lambda dout, out, lse, logits, stream: sink_gradient(seen(dout), seen(out), seen(lse), logits),
+    )
+    return made
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+@pytest.mark.parametrize("place", ["host", "gpu"])
+def test_results_and_gradients_are_those_of_the_host(
+    scored: list[Any], place: str, lead: tuple[int, ...]
+) -> None:
+    q, k, v = random_arrays(lead)
+    dout = 0.5 + q
+    data = np.random.default_rng(0).standard_normal((*lead, 4, PATTERN.nnz)).astype(np.float32)
+    change = (
+        scores.alibi(4),
+        scores.bias(data),
+        scores.softcap(2.0),
+        scores.sink(LOGITS),
+    )
+    expected, pullback = nsa.vjp(q, k, v, PATTERN, scores=change, engine="cpu")
+    *gradients, learnt = pullback(dout)
+    arrays = [q, k, v, dout] if place == "host" else on_gpu([q, k, v, dout])
+    out, pullback = nsa.vjp(*arrays[:3], PATTERN, scores=change, engine="cuda-warp")
+    *found, also_learnt = pullback(arrays[3])
+    results = [out, *found] if place == "host" else [one.array for one in (out, *found)]
+    for one, other in zip([expected, *gradients], results, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+    assert also_learnt[0] is None and also_learnt[2] is None
+    np.testing.assert_allclose(also_learnt[1], learnt[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(also_learnt[3], learnt[3], rtol=1e-4, atol=1e-5)
+    kinds = [made.kinds for _, made in scored]
+    assert kinds == [
+        (("alibi", False), ("bias", False), ("softcap",)),
+        (("alibi", False), ("bias", True), ("softcap",)),
+    ]
+
+
+def test_the_tile_engine_says_who_takes_changes() -> None:
+    pattern = nsa.patterns.causal(128)
+    half = np.dtype(np.float16)
+    settings = (np.zeros((1, 1), np.int32), 1, 1, 128, 128, 64, 64, half, 0.125)
+    assert not tile.why_not(Request((pattern.tiles(),), *settings))
+    (reason,) = tile.why_not(Request((pattern.tiles(),), *settings, changed=("bias", "softcap")))
+    assert (
+        reason == "changes of scores (bias, softcap); the tile engine takes sinks, cuda-warp and cpu take all"
+    )
