@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import numba_sparse_attn as nsa
-from numba_sparse_attn import planner, scores
+from numba_sparse_attn import scores
 from numba_sparse_attn.cuda import changes as device_side
 from numba_sparse_attn.cuda import sinks, tile
 from numba_sparse_attn.formats.work import Request
+from numba_sparse_attn.reference_engine import ReferenceEngine
 from numba_sparse_attn.scores.sink import sink_gradient, with_sink
 
 from . import test_calls
@@ -37,18 +38,17 @@ def scored(engine: test_calls.Engine, monkeypatch: pytest.MonkeyPatch) -> list[A
         made.append((changes, copy(changes, *rest, **settings)))
         return made[-1][1]
 
-    def forward(request: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *handed: Any) -> None:
-        assert all(one is made[-1][1] for one in handed)
-        changes = [each for each, one in made[-1:] if handed]
+    def forward(request: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, changes: Any = None) -> None:
+        assert changes is None or changes is made[-1][1]
+        told = [] if changes is None else [made[-1][0]]
         results = [seen(out), np.empty(out.shape[:-1], request.accumulator) if lse is None else seen(lse)]
-        planner._ReferenceEngine().forward(request, seen(q), seen(k), seen(v), *results, *changes)
+        ReferenceEngine().forward(request, seen(q), seen(k), seen(v), *results, *told)
 
-    def backward(request: Any, *views: Any) -> None:
-        arrays, handed = views[:9], views[9:]
+    def backward(request: Any, *views: Any, changes: Any = None) -> None:
         # The oracle forms its own probabilities, and has to be told of the sink for that.
-        changes = [replace(each, sink=LOGITS) for each, _ in made[-1:] if handed]
-        found = planner._ReferenceEngine().backward(request, *map(seen, arrays), *changes)
-        for room, total in zip(made[-1][1].pairs if handed else (), found, strict=False):
+        told = {} if changes is None else {"changes": replace(made[-1][0], sink=LOGITS)}
+        found = ReferenceEngine().backward(request, *map(seen, views), **told)
+        for room, total in zip(changes.pairs if changes else (), found, strict=False):
             if room is not None:  # a bias for every head: its gradient is what pairs contribute
                 np.frombuffer(room.owner.held, request.accumulator)[: total.size] = total
 
