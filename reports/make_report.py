@@ -39,13 +39,23 @@ GPU_NOTE = (
 )
 
 
+#: Fields that have a ratio for every peer.
+OVER_PEERS = ("speedup", "speedup_all_pairs")
+
+
 def machines(found: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by machine; of rows for the same thing, the last one."""
+    """Rows by machine; of rows for the same thing, the last one.
+
+    Beside peers that were left out of the last run, we stand as we did in the last one that had them.
+    """
     by_machine: dict[str, dict[tuple[str, str], Row]] = {}
     for row in found:
         if row["status"] != "measured":
             continue
-        by_machine.setdefault(machine_title(row), {})[row["case"], row["contender"]] = row
+        chosen = by_machine.setdefault(machine_title(row), {})
+        before = chosen.get((row["case"], row["contender"]), {})
+        ratios = {field: {**before.get(field, {}), **row[field]} for field in OVER_PEERS if field in row}
+        chosen[row["case"], row["contender"]] = {**row, **ratios}
     return {title: list(chosen.values()) for title, chosen in by_machine.items()}
 
 
@@ -54,9 +64,9 @@ def report_text(found: Sequence[Row]) -> str:
     parts = [
         "# Performance",
         "Made by `python reports/make_report.py` from the rows in `benchmarks/data/`; do not edit. A rate "
-        "counts the products over *selected* pairs only. Times are medians; everyone in a line was timed in "
-        "turns in one process, on the same inputs and as many threads, after its result was compared with "
-        "the float64 oracle.",
+        "counts the products over *selected* pairs only. Times are medians; every ratio is one of times that "
+        "were taken in turns in one process, on the same inputs and as many threads, after results were "
+        "compared with the float64 oracle.",
     ]
     if not found:
         return "\n\n".join([*parts, NO_ROWS]) + "\n"
