@@ -8,6 +8,7 @@ in :mod:`benchmarks.sweeps`. Goals are those that the project has set itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -271,6 +272,18 @@ def _tiles() -> Iterator[AttentionCase]:
         ("indentation", _spec("code_indentation", n=4096, window=32)),
     ):
         yield from _passes(f"tile/{name}_4096", spec, 64, goals=_OVER_FLEX_TWICE)
+    # mma.sync, which every GPU since Ampere has, beside a kernel that uses nothing else either.
+    for head_dim, goals in ((128, _over("sdpa_flash", forward=1.0)), (64, {})):
+        for case in _passes(
+            f"tile/portable_4096_d{head_dim}",
+            _spec("full", n=4096),
+            64,
+            ("sdpa_flash",),
+            "float16",
+            head_dim,
+            goals,
+        ):
+            yield replace(case, portable=True, engine="cuda-tile")
     for n in (65_536, 1_048_576):
         spec = _spec("longformer", n=n, window=256, tokens=[0, 1, 2, 3])
         yield _gpu(f"tile/long_{n}", spec, 8, head_dim=128)

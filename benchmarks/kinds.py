@@ -120,6 +120,8 @@ class AttentionCase:
         Where the arrays lie.
     engine : str
         Our engine, unless the command line names another.
+    portable : bool
+        Our tile engine is to use its kernels for GPUs other than Hopper.
     """
 
     name: str
@@ -140,6 +142,7 @@ class AttentionCase:
     goals: tuple[Goal, ...] = ()
     device: str = "cpu"
     engine: str = "auto"
+    portable: bool = False
 
 
 @dataclass(frozen=True)

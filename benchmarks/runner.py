@@ -85,7 +85,8 @@ class Field:
         if device_of(case) != "gpu":
             return self.own
         engine = self.own.engine if self.own.engine != "auto" else getattr(case, "engine", "auto")
-        return Own(engine, "cuda" if self.gpu is None else self.gpu.device)
+        device = "cuda" if self.gpu is None else self.gpu.device
+        return Own(engine, device, portable=getattr(case, "portable", False))
 
     def describe(self) -> str:
         """What was found, for the head of the output."""

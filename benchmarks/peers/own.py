@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,18 +30,20 @@ class Own:
 
     On a GPU the planner chooses by the call, so there the name of "auto" is ``cuda-auto`` and the engine
     stands in the row beside it. `order` is "auto", "natural" (tokens as they come), or "declared": the first
-    order that the pattern declares.
+    order that the pattern declares. `portable` asks for the tile engine's kernels for GPUs other than Hopper.
     """
 
     engine: str = "auto"
     device: str = "cpu"
     order: str = "auto"
     scores: tuple[Any, ...] = ()
+    portable: bool = False
 
     @property
     def name(self) -> str:
         """The engine that will answer, with the order if it is not the planner's."""
-        return self._engine_name + (f"-{self.order}" if self.order != "auto" else "")
+        order = f"-{self.order}" if self.order != "auto" else ""
+        return self._engine_name + order + "-mma" * self.portable
 
     @property
     def _engine_name(self) -> str:
@@ -94,23 +97,38 @@ class Own:
         plan = self.plan(replace(workload, pattern=workload.spec.build()))
         planned = time.perf_counter()
         q, k, v = workload.q, workload.k, workload.v
-        out, lse = plan(q, k, v, return_lse=True)
+        call, back = (_portable(plan), _portable(plan.backward)) if self.portable else (plan, plan.backward)
+        out, lse = call(q, k, v, return_lse=True)
         if workload.direction != "forward":
-            plan.backward(workload.dout, q, k, v, out, lse)
+            back(workload.dout, q, k, v, out, lse)
         workload.place.synchronize()
         called = time.perf_counter()
 
         def training(dout: Any) -> tuple[Any, Any, Any, Any]:
-            fresh_out, fresh_lse = plan(q, k, v, return_lse=True)
-            return (fresh_out, *plan.backward(dout, q, k, v, fresh_out, fresh_lse)[:3])
+            fresh_out, fresh_lse = call(q, k, v, return_lse=True)
+            return (fresh_out, *back(dout, q, k, v, fresh_out, fresh_lse)[:3])
 
         return Prepared(
-            forward=lambda: plan(q, k, v),
-            backward=lambda dout: plan.backward(dout, q, k, v, out, lse)[:3],
+            forward=lambda: call(q, k, v),
+            backward=lambda dout: back(dout, q, k, v, out, lse)[:3],
             training=training,
             setup={"plan_seconds": planned - start, "first_call_seconds": called - planned},
             engine=plan.engine,
         )
+
+
+def _portable(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, while the tile engine believes that no GPU is Hopper."""
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        tile: Any = importlib.import_module("numba_sparse_attn.cuda.tile")
+        before, tile.has_wgmma = tile.has_wgmma, lambda device: False
+        try:
+            return call(*arguments, **keywords)
+        finally:
+            tile.has_wgmma = before
+
+    return run
 
 
 @dataclass(frozen=True)

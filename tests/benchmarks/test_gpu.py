@@ -316,11 +316,14 @@ def test_what_no_compared_query_touches_has_no_gradient() -> None:
 
 def test_long_rows_are_checked_in_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A global token selects all keys; a million of them times all rows of the panels would be too many."""
-    monkeypatch.setattr("benchmarks.gate.MOST_SCORES", 4_000)
     spec = kinds.PatternSpec("longformer", {"n": 700, "window": 2, "tokens": [0]})
+    monkeypatch.setattr("benchmarks.gate.MOST_SCORES", 6_000)
     gate = Gate(make_workload(replace(CASE, spec=spec), 0, FakeGpu()), 0)
     assert 8 <= len(gate._rows) < 128 and gate._mask.shape[1] == 700
     assert gate._ranges[0][0] == 0 and gate._ranges[-1][1] == 700
+    monkeypatch.setattr("benchmarks.gate.MOST_SCORES", 4_000)
+    gate = Gate(make_workload(replace(CASE, spec=spec), 0, FakeGpu()), 0)
+    assert len(gate._rows) == 7 and 0 not in gate._rows and gate._mask.shape[1] < 60
 
 
 def test_an_exception_is_told_in_one_line() -> None:
