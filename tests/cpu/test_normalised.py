@@ -9,7 +9,7 @@ from numba_sparse_attn import Pattern, cpu, normalisers, reference
 from numba_sparse_attn.cpu import row_work
 from numba_sparse_attn.cpu.normalising import entmax_lse
 from numba_sparse_attn.formats import from_mask
-from numba_sparse_attn.planner import rule_of
+from numba_sparse_attn.reference_engine import rule_of
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem, request_for, run_call
 
 from ..normaliser_cases import NORMALISERS, learned

@@ -99,9 +99,9 @@ def test_the_same_bits_every_time(name):
     class Engine(SimulatedEngine):
         """With one normaliser, whatever the request says of it."""
 
-        def _run(self, function, request, **arrays):
+        def _run(self, function, request, changes, **arrays):
             object.__setattr__(request, "normaliser", BY_ROWS[name])
-            super()._run(function, request, **arrays)
+            return super()._run(function, request, changes, **arrays)
 
     results = run_engine(Engine(part_keys=5), problem, structures_of(problem))
     budget_for(problem, normaliser=BY_ROWS[name]).check(**results)
