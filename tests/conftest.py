@@ -34,7 +34,7 @@ def _has_device() -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped where there is no device, and only there.
 
-    Those that take minutes each come first, so that none of them is all that is left for one worker at the end.
+    Those that take minutes each come first, so that none of them is left for one worker alone at the end.
     """
     items.sort(key=lambda item: "test_simulator.py" not in item.nodeid)
     for item in items:
