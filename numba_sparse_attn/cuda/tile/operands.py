@@ -80,7 +80,8 @@ def parts_of(arrays: tuple[DeviceView, ...]) -> Iterator[Part]:
         operands = []
         for array, step in zip(arrays, merged, strict=True):
             offset = sum(i * stride for i, stride in zip(place, array.strides, strict=False))
-            operands.append(
-                Operand(array.address + offset, (count, *array.shape[-3:]), (step or 0, *array.strides[-3:]))  # type: ignore[arg-type]
-            )
+            heads, rows, columns = array.shape[-3:]
+            head, row, column = array.strides[-3:]
+            lengths, strides = (count, heads, rows, columns), (step or 0, head, row, column)
+            operands.append(Operand(array.address + offset, lengths, strides))
         yield Part(number * count, count, tuple(operands))
