@@ -18,6 +18,8 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from numba_sparse_attn.cuda.launch import compile_kernel
 from numba_sparse_attn.cuda.tile.backward_sm90 import BACKWARD_SIGNATURE, THREADS, make_backward
+from numba_sparse_attn.cuda.tile.merge import MERGE_WARPS
+from numba_sparse_attn.cuda.tile.merge_gradients import MERGE_GRADIENTS_SIGNATURE, make_gradient_merge
 from numba_sparse_attn.cuda.tile.shape_gradients import gradient_shapes
 from numba_sparse_attn.cuda.tile.statistics import (
     STATISTICS_SIGNATURE,
@@ -60,6 +62,15 @@ def test_registers_hold_everything(shape):
     registers = checked(compiled)
     assert registers * THREADS <= 1 << 16  # what a launch asks for, before warpgroups shift registers
     assert "HGMMA" in disassembled(compiled.cubin)
+
+
+@pytest.mark.parametrize("of_keys", [False, True])
+def test_merging_needs_few_registers(of_keys):
+    for shape in gradient_shapes("float16", 256, 256, of_keys=of_keys, masked=True, negate=False):
+        compiled = compile_kernel(
+            make_gradient_merge(shape), MERGE_GRADIENTS_SIGNATURE, HOPPER, 32 * MERGE_WARPS
+        )
+        assert 3 * 32 * MERGE_WARPS * checked(compiled) <= 1 << 16  # three blocks a multiprocessor
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -11,9 +11,11 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 from numba_sparse_attn import as_pattern, patterns
 from numba_sparse_attn.cuda import tile
+from numba_sparse_attn.cuda.device.row_parts import gradient_row_bytes
 from numba_sparse_attn.cuda.tile import schedule
 from numba_sparse_attn.cuda.tile.backward_sm90 import BACKWARD_SIGNATURE
 from numba_sparse_attn.cuda.tile.copies import COPY_SIGNATURE
+from numba_sparse_attn.cuda.tile.merge_gradients import MERGE_GRADIENTS_SIGNATURE
 from numba_sparse_attn.cuda.tile.shape import MOST_HEAD_DIM
 from numba_sparse_attn.cuda.tile.shape_gradients import gradient_shapes
 from numba_sparse_attn.cuda.tile.statistics import STATISTICS_SIGNATURE
@@ -49,7 +51,7 @@ def test_work_names_every_tile_of_every_group():
         assert result.blocks == 4
         work = device.memory[result.work]
         seen = set()
-        for place, tiles, list_at, masks_at in work.tolist():
+        for place, tiles, list_at, masks_at, *first_entry, _, _ in work.tolist():
             entry, column = place >> 32, place & 0xFFFFFFFF
             members = [structures[number] for number in which.reshape(-1, 2)[entry]]
             found = listed(device, list_at, tiles, 4)
@@ -59,6 +61,7 @@ def test_work_names_every_tile_of_every_group():
                 rows, ids = structure.transposed_rows[first:last], structure.transposed_mask_ids[first:last]
                 expected += [(number, row, structure, mask) for row, mask in zip(rows, ids, strict=True)]
             assert len(found) == len(expected)
+            assert found[0].tobytes() == np.array(first_entry).tobytes()
             for (number, row, mask, zero), (member, tile_row, structure, own) in zip(
                 found.tolist(), expected, strict=True
             ):
@@ -92,10 +95,10 @@ def test_a_further_call_prepares_and_uploads_nothing():
             ((4, 2, 200, 256, 64, 64), (2, 2, 330, 256, 64, 64)),
             strict=True,
         ):
-            assert arguments[3] == pairs and arguments[4:10] == sizes
-            assert list(arguments[10:16]) == [arrays[name].address for name in names]
+            assert arguments[3:5] == (pairs, 0) and arguments[5:11] == sizes
+            assert list(arguments[11:17]) == [arrays[name].address for name in names]
             strides = [stride for name in names for stride in (0, *arrays[name].strides[-3:-1])]
-            assert list(arguments[16:34]) == strides
+            assert list(arguments[17:35]) == strides
             described = device.memory[arguments[0]].reshape(4, -1)
             assert described[:, 0].tolist() == [arrays[name].address for name in names[:4]]
             assert described[:, 1].tolist() == [64] * 4  # half an item, and a step
@@ -115,7 +118,7 @@ def test_arrays_that_the_copy_engine_cannot_take_are_copied():
         # Statistics read the caller's arrays, sweeps the copies.
         assert device.launches[4][2][:2] == (arrays["out"].address, arrays["dout"].address)
         places = {name: copy[1] for name, copy in zip(("dout", "q", "k", "v"), copies, strict=False)}
-        assert device.launches[5][2][10:14] == tuple(places[name] for name in ("q", "dout", "k", "v"))
+        assert device.launches[5][2][11:15] == tuple(places[name] for name in ("q", "dout", "k", "v"))
 
 
 def test_axes_that_do_not_merge_are_walked_through():
@@ -133,6 +136,23 @@ def test_nothing_is_asked_of_arrays_without_rows(n_q, n_k, sweeps):
         call(problem, as_pattern(problem.mask).tiles())
         kernels = [kernel for kernel, _, _ in device.launches]
         assert kernels.count("make_backward") == sweeps and kernels.count("make_statistics") == (n_q > 0)
+
+
+@pytest.mark.parametrize(("shape", "cut_sweep"), [((100, 4096), 0), ((4096, 100), 1)])
+def test_cut_rows_take_a_further_kernel_and_memory_for_their_parts(shape, cut_sweep):
+    problem = random_problem(np.ones(shape, bool), heads=2, head_dim=64, dtype=HALF)
+    kernels = ["make_statistics", "make_backward", "make_backward"]
+    kernels.insert(2 + cut_sweep, "make_gradient_merge")
+    with Device().installed() as device:
+        call(problem, as_pattern(problem.mask).tiles())
+        assert [kernel for kernel, _, _ in device.launches] == kernels
+        (_, blocks, sweep), (_, merging, more) = device.launches[1 + cut_sweep : 3 + cut_sweep]
+        assert len(sweep) == len(BACKWARD_SIGNATURE.args)
+        assert len(more) == len(MERGE_GRADIENTS_SIGNATURE.args) and more[1:] == sweep[3:]
+        long_rows = device.memory[more[0]]
+        assert blocks == long_rows[:, 2].sum() == 16 and merging == 2 * 128 // 4
+        sums = gradient_row_bytes(64, 64, first=True, second=cut_sweep == 1)
+        assert device.room(0) - sweep[4] >= blocks * 128 * sums
 
 
 def test_wide_gradients_of_keys_take_two_launches():

@@ -24,6 +24,7 @@ __all__ = [
     "load_int64",
     "load_shared_chunk",
     "load_written",
+    "prefetch",
     "shared_address",
     "store_chunk",
     "store_element",
@@ -54,6 +55,9 @@ def load_int64(typing_context: Any, address: Any) -> Any:
 
     return types.int64(types.int64), generate
 
+
+#: (address): bring its 32 bytes nearer.
+prefetch = instruction("prefetch.global.L1 [$0];", "l", (types.int64,))
 
 #: (address, value)
 store_int32 = instruction("st.global.b32 [$0], $1;", "l,r", (types.int64, types.int32))

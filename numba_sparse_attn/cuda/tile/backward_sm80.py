@@ -13,10 +13,10 @@ pairs of ``statistics.py``: of own queries in registers, of other queries staged
 Rows beyond the last, and columns beyond the dimensions, are filled with zeros; masks have no bits there.
 Gradients that are not finite are computed again by ``device/exact_gradients.py``, from selected pairs.
 
-Work is a list of int64 quadruples (entry << 32 | tile row, tiles, address of their list, address of the masks
-in lane order), longest first; a block has one or, if it has 64 rows, half of one. Entry is batch * heads +
-head, of own rows. A list is of int32 pairs (column, mask); by keys of quadruples (head in the group, tile
-row, mask, 0).
+Work is a list of items, int64 (entry << 32 | tile row, tiles, address of their list, address of the masks in
+lane order, and two that are for others), longest first; a block has one or, if it has 64 rows, half of one.
+Entry is batch * heads + head, of own rows. A list is of int32 pairs (column, mask); by keys of quadruples
+(head in the group, tile row, mask, 0).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..device.shared_rows import lane_offset, row_tools
 from ..device.tile_gradients import gradient_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
+from .dealing import WORK_BYTES
 from .shape import MASK_BYTES
 from .shape_sm80 import GradientShape
 from .statistics import PAIR_BYTES
@@ -101,7 +102,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
     @cuda.jit(device=True, inline="always")
     def own_address(work):
         """Where a block's item is."""
-        return work + 32 * int64(int32(cuda.blockIdx.x) >> half_bits)
+        return work + WORK_BYTES * int64(int32(cuda.blockIdx.x) >> half_bits)
 
     @cuda.jit(device=True, inline="always")
     def own_half():

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ...jit import kernel
 
-__all__ = ["LONG_ROW_WORDS", "assign", "cut", "expected_load"]
+__all__ = ["LONG_ROW_WORDS", "WORK_BYTES", "assign", "cut", "expected_load"]
 
 _Int64s = npt.NDArray[np.int64]
 
@@ -20,35 +20,47 @@ _SHORTEST_PART = 4
 #: What cutting has to save, in tiles: assumed to be what a second kernel takes, which adds the parts up.
 _LEAST_GAIN = 8
 
+#: Longest part of a row that is summed in one go, in tiles, as long as there is memory for parts. Tensor
+#: Cores round every sum toward zero: the mean of a million values, as 32,768 sums of 16 one after another,
+#: came out 2e-3 of itself too small on an H200, which is 2**-24 a step. A part of this length has 4096.
+_LONGEST_PART = 512
+
 #: int64 words a cut row: (place, first slot, parts, address of its list, its tiles, address of masks).
 LONG_ROW_WORDS = 6
+
+#: Of an item as kernels read it: (place, tiles | part << 32, address of their list, address of the masks in
+#: lane order, and a copy of the first entry of the list, which takes up to 16 bytes); the rest is there so
+#: that none crosses a line of memory.
+WORK_BYTES = 64
 
 
 def cut(work: _Int64s, entry_bytes: int, blocks: int) -> tuple[_Int64s, _Int64s]:
     """Work in which no item is long beside a block's fair share, and what has been cut.
 
     A pattern with global tokens has a few rows as long as the sequence: at 65,536 tokens one took longer than
-    all other rows on all other multiprocessors. So does every row of a single head, or of one query.
+    all other rows on all other multiprocessors. So does every row of a single head, or of one query. Rows of
+    so many tiles that their sums lose digits are cut, too, if there are few of them: parts of rows take no
+    more memory than all rows' results do as float32.
 
     Parameters
     ----------
-    work : int64 [items, 4]
-        (place, tiles, address of their list, address of masks).
+    work : int64 [items, 5]
+        (place, tiles, address of their list, address of masks, number of the first entry of the list).
     entry_bytes : int
         Bytes of a tile in a list.
     blocks : int
 
     Returns
     -------
-    work : int64 [more items, 4]
+    work : int64 [more items, 5]
         Parts have ``tiles | (slot + 1) << 32`` and come behind what is whole.
     long_rows : int64 [cut items, 6]
 
     Examples
     --------
     >>> import numpy as np
-    >>> work, long_rows = cut(np.array([[7, 32, 1000, 0], [8, 4, 2000, 0]]), entry_bytes=8, blocks=3)
-    >>> [(place, tiles & 0xFFFFFFFF, tiles >> 32, at) for place, tiles, at, _ in work.tolist()]
+    >>> work, long_rows = cut(np.array([[7, 32, 1000, 0, 0], [8, 4, 2000, 0, 0]]), entry_bytes=8, blocks=3)
+    >>> [(place, tiles & 0xFFFFFFFF, tiles >> 32, at) for place, tiles, at, _, _ in work.tolist()]
     [(8, 4, 0, 2000), (7, 6, 1, 1000), (7, 6, 2, 1048), (7, 7, 3, 1096), (7, 6, 4, 1152), (7, 7, 5, 1200)]
     >>> long_rows.tolist()
     [[7, 0, 5, 1000, 32, 0]]
@@ -56,9 +68,15 @@ def cut(work: _Int64s, entry_bytes: int, blocks: int) -> tuple[_Int64s, _Int64s]
     lengths = work[:, 1]
     share = -(-(int(lengths.sum()) + _ITEM_COST * len(work)) // blocks)
     limit = max(_SHORTEST_PART, -(-share // 2))
-    if int(lengths.max(initial=0)) - max(limit, share) < _LEAST_GAIN:
-        return work, np.empty((0, LONG_ROW_WORDS), np.int64)
+    longest = int(lengths.max(initial=0))
+    if longest - max(limit, share) < _LEAST_GAIN:
+        limit = max(1, longest)
+    exact_limit = min(limit, _LONGEST_PART)
+    if int((-(-lengths // exact_limit))[lengths > exact_limit].sum()) <= len(work):
+        limit = exact_limit
     is_long = lengths > limit
+    if not is_long.any():
+        return work, np.empty((0, LONG_ROW_WORDS), np.int64)
     cut_rows = work[is_long]
     counts = -(-cut_rows[:, 1] // limit)
     ends = np.cumsum(counts)
@@ -74,6 +92,7 @@ def cut(work: _Int64s, entry_bytes: int, blocks: int) -> tuple[_Int64s, _Int64s]
             (end - begin) | (slots + 1) << 32,
             cut_rows[owner, 2] + entry_bytes * begin,
             cut_rows[owner, 3],
+            cut_rows[owner, 4] + begin,
         ],
         axis=1,
     )
@@ -81,7 +100,10 @@ def cut(work: _Int64s, entry_bytes: int, blocks: int) -> tuple[_Int64s, _Int64s]
 
 
 def assign(tiles: _Int64s, blocks: int) -> tuple[_Int64s, npt.NDArray[np.int32]]:
-    """Items dealt to blocks: the items in each block's order, and where each block's begin.
+    """Items dealt to blocks: the order they lie in, and where each block's are.
+
+    Block b has number b of the order, and numbers ``begins[b]`` to ``begins[b + 1] - 1``: its first item is
+    found without a look at `begins`, which saves small grids a trip to memory.
 
     Longest first, each to the block that has the least so far: then no block ends later than another by more
     than its last item. Items of one length go to blocks in their order, so that what runs at a time is side
@@ -92,16 +114,17 @@ def assign(tiles: _Int64s, blocks: int) -> tuple[_Int64s, npt.NDArray[np.int32]]
     >>> import numpy as np
     >>> order, begins = assign(np.array([1, 2, 3, 4, 5]), 2)
     >>> order.tolist(), begins.tolist()
-    ([4, 1, 0, 3, 2], [0, 3, 5])
+    ([4, 3, 1, 0, 2], [2, 4, 5])
     """
     order = np.argsort(-tiles, kind="stable")
-    begins = np.zeros(blocks + 1, np.int32)
     if blocks >= len(tiles):
-        begins[1:] = np.minimum(np.arange(1, blocks + 1), len(tiles))
-        return order, begins
+        return order, np.full(blocks + 1, len(tiles), np.int32)
     block = _deal(tiles[order] + _ITEM_COST, blocks)
-    np.cumsum(np.bincount(block, minlength=blocks), out=begins[1:])
-    return order[np.argsort(block, kind="stable")], begins
+    ends = np.cumsum(np.bincount(block, minlength=blocks))
+    order = order[np.argsort(block, kind="stable")]
+    firsts = np.concatenate([[0], ends[:-1]])
+    begins = np.concatenate([[0], ends]) + np.arange(blocks, -1, -1)
+    return np.concatenate([order[firsts], np.delete(order, firsts)]), begins.astype(np.int32)
 
 
 def expected_load(tiles: int, items: int, longest: int, blocks: int) -> float:

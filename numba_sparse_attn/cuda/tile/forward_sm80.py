@@ -8,9 +8,9 @@ for a step's keys and one for its values.
 Keys beyond the last, and columns beyond the head dimension, are filled with zeros; masks have no bits there.
 Queries beyond the last are zeros, too, and their results are not stored.
 
-Work is a list of int64 quadruples (entry << 32 | tile row, tiles, address of their list, address of the masks
-in lane order), one for each block, longest first: a multiprocessor that has done with one takes the next. A
-tile list is of int32 pairs (column, mask); entry is batch * heads + head.
+Work is a list of items, int64 (entry << 32 | tile row, tiles, address of their list, address of the masks in
+lane order, and two that are for others), one for each block, longest first: a multiprocessor that has done
+with one takes the next. A tile list is of int32 pairs (column, mask); entry is batch * heads + head.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..device.row_results import result_tools
 from ..device.shared_rows import lane_offset, row_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
+from .dealing import WORK_BYTES
 from .shape import MASK_BYTES
 from .shape_sm80 import FragmentShape
 
@@ -168,7 +169,7 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
     @cuda.jit(device=True, inline="always")
     def own_work(work, heads):
         """(batch, head, first row, number of tiles, their list, masks) of a block."""
-        item = work + 32 * int64(cuda.blockIdx.x)
+        item = work + WORK_BYTES * int64(cuda.blockIdx.x)
         place = load_int64(item)
         # From a shuffle, so that the compiler knows that it is the same for the whole warp.
         tiles = int32(from_lane(int32(load_int64(item + 8)), 0))
@@ -266,7 +267,7 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
             if masked:
                 if mask != FULL:
                     # Addresses are asked for again: what is kept over the loop takes registers from it.
-                    masks = load_int64(work + 32 * int64(cuda.blockIdx.x) + 24)
+                    masks = load_int64(work + WORK_BYTES * int64(cuda.blockIdx.x) + 24)
                     slot = int32(row_tiles * (own_thread() & -32) + (own_thread() & 31))
                     apply_mask(scores, masks, mask, slot, step)
                     if row_tiles == 2:

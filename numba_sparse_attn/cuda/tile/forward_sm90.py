@@ -23,8 +23,15 @@ A row of few tiles costs more than its tiles: with a window of 256 to both sides
 row, Tensor Cores are busy for 60 % (L2 47 %, memory 33 %), 0.164 ms. A row's first scores started together
 with the last sum of the row before were no cure: 0.178 ms, and 0.851 instead of 0.832 ms with all tiles. Nor
 with lists read a tile ahead by the copying warp, and a further warp that stores results and frees buffers:
-0.177 ms. While one warpgroup ends a row, the other has the Tensor Cores to itself; that is lost when both
-always want them.
+0.177 ms; nor with the next queries asked for in the middle of a row (0.165 instead of 0.167 ms), nor with
+keys and values of a block's next row brought into L2 by a further warp (0.184 ms; one tile of each row only:
+0.173; dense tiles 0.884 instead of 0.799 ms, so the way from L2 has little to spare). While one warpgroup
+ends a row, the other has the Tensor Cores to itself; that is lost when both always want them.
+
+A grid of one row a block is a matter of latency: 512, 1024 tokens with a window of 128, 16 heads, head
+dimension 64, take 12.1 and 12.9 us (with the launch of a graph), 12.5 and 13.4 when a block looked up which
+items are its own before it read the first, and that before its list. Without the wait for descriptions of
+tensors: as long.
 
 Packing weights while the next exponentials are computed came to nothing: the assembler moves it behind the
 wait.
@@ -32,10 +39,11 @@ wait.
 Keys beyond the last, and columns beyond the head dimension, arrive as zeros from the copy engine; masks have
 no bits there. Rows and columns beyond the results are dropped by it.
 
-Work is a list of int64 quadruples (entry << 32 | tile row, tiles | part << 32, address of their list, address
-of the masks in lane order); block b takes numbers begins[b] to begins[b + 1] - 1. A tile list is of int32
-pairs (column, mask); entry is batch * heads + head. A part above 0 says that these are not all tiles of the
-row: what comes of them goes to slot part - 1, and ``merge.py`` makes results of it.
+Work is a list of items, int64 (entry << 32 | tile row, tiles | part << 32, address of their list, address of
+the masks in lane order, first entry of the list, 0); block b takes number b, then begins[b] to
+begins[b + 1] - 1. A tile list is of int32 pairs (column, mask); entry is batch * heads + head. A part above 0
+says that these are not all tiles of the row: what comes of them goes to slot part - 1, and ``merge.py`` makes
+results of it.
 """
 
 from __future__ import annotations
@@ -51,6 +59,7 @@ from ..device.exact_rows import exact_row
 from ..device.lanes import from_lane, load_int32, load_int64, store_element
 from ..device.row_parts import part_writer
 from ..device.tile_softmax import softmax_tools
+from ..device.warpgroups import group_barriers
 from ..ptx.barriers import (
     barrier_arrive,
     barrier_expect,
@@ -59,9 +68,9 @@ from ..ptx.barriers import (
     fence_async_proxy,
     fence_barrier_init,
     give_registers,
-    named_barrier,
     take_registers,
 )
+from ..ptx.memory import prefetch
 from ..ptx.registers import pack_pair
 from ..ptx.shared import load_shared_int32, shared_address, store_shared_int32
 from ..ptx.tma import (
@@ -74,6 +83,7 @@ from ..ptx.tma import (
     wait_for_stores,
 )
 from ..ptx.wgmma import CHUNK, Chain, products
+from .dealing import WORK_BYTES
 from .shape import MASK_BYTES, TileShape
 
 __all__ = ["FORWARD_SIGNATURE", "THREADS", "make_forward"]
@@ -121,23 +131,8 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
     store_part = part_writer(shape.width)
     pack_two = pack_pair(kind)
     store_float32 = store_element("float32")
-    first_group, second_group = named_barrier(1, 128), named_barrier(2, 128)
-    first_group_sync, first_group_any = first_group.sync, first_group.any
-    second_group_sync, second_group_any = second_group.sync, second_group.any
+    group_sync, group_any = group_barriers()
     keep_few, keep_many = give_registers(24), take_registers(240)
-
-    @cuda.jit(device=True, inline="always")
-    def group_sync(consumer):
-        if consumer == 0:
-            first_group_sync()
-        else:
-            second_group_sync()
-
-    @cuda.jit(device=True, inline="always")
-    def group_any(consumer, condition):
-        if consumer == 0:
-            return first_group_any(condition)
-        return second_group_any(condition)
 
     # Steps and items are counted from the block's first: a count says which stage or buffer it is, and how
     # often that has been used before. Both ends of a ring count for themselves.
@@ -183,6 +178,13 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
         v_batch, v_head, v_row, out_batch, out_head, out_row,
         factor,
     ):  # fmt: skip
+        # Trips to memory that begin before there is anything to wait for. To keep the first item from here on
+        # would take registers that the copying warpgroup does not have.
+        item = int32(cuda.blockIdx.x)
+        prefetch(work + WORK_BYTES * int64(item))
+        prefetch(work + WORK_BYTES * int64(item) + 32)
+        begins += 4 * int64(item)
+        last_item = load_int32(begins + 4)
         base = uint32((shared_address(cuda.shared.array(0, uint8)) + 1023) & 0xFFFFFC00)
         queries = base
         queries_full = uint32(base + barriers_at)
@@ -206,27 +208,21 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                 barrier_init(uint32(values_empty + 8 * stage), _CONSUMER_WARPS)
             fence_barrier_init()
         cuda.syncthreads()
-        block = int64(cuda.blockIdx.x)
-        first_item = load_int32(begins + 4 * block)
-        item = first_item
-        last_item = load_int32(begins + 4 * block + 4)
 
         if warpgroup == _CONSUMERS:
             keep_few()
             if thread == 128 * _CONSUMERS:
-                for number in range(3):
-                    acquire_map(maps + 128 * number)
-                turn = int32(0)
+                for described in range(3):
+                    acquire_map(maps + 128 * described)
+                turn, number = int32(0), int32(0)
                 while item < last_item:
-                    place = load_int64(work + 32 * int64(item))
-                    tiles = load_int32(work + 32 * int64(item) + 8)
-                    list_at = load_int64(work + 32 * int64(item) + 16)
-                    masks = load_int64(work + 32 * int64(item) + 24)
+                    at = work + WORK_BYTES * int64(item)
+                    place, list_at, masks = load_int64(at), load_int64(at + 16), load_int64(at + 24)
+                    tiles, column, mask = load_int32(at + 8), load_int32(at + 32), load_int32(at + 36)
                     entry = int32(place >> 32)
                     batch = int32(entry // heads)
                     head = int32(entry - batch * heads)
                     key_head = int32(head // group)
-                    number = int32(item - first_item)
                     buffer = buffer_of(number)
                     full = uint32(queries_full + 8 * buffer)
                     barrier_wait(uint32(queries_empty + 8 * buffer), int32(buffer_parity(number) ^ 1))
@@ -242,8 +238,6 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                         barrier_arrive(full)
                     tile = int32(0)
                     while tile < tiles:
-                        column = load_int32(list_at + 8 * int64(tile))
-                        mask = load_int32(list_at + 8 * int64(tile) + 4)
                         for step in range(steps_a_tile):
                             row = int32(column * TILE + step * keys)
                             stage, parity = stage_of(turn), int32(stage_parity(turn) ^ 1)
@@ -276,7 +270,11 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                                 )  # fmt: skip
                             turn = int32(turn + 1)
                         tile = int32(tile + 1)
-                    item = int32(item + 1)
+                        if tile < tiles:
+                            column = load_int32(list_at + 8 * int64(tile))
+                            mask = load_int32(list_at + 8 * int64(tile) + 4)
+                    item = load_int32(begins) if number == 0 else int32(item + 1)
+                    number = int32(number + 1)
         else:
             keep_many()
             sums = cuda.local.array(sum_count, float32)
@@ -293,11 +291,11 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
             units = uint32(queries >> 4)
             key_units, value_units = uint32(units + keys_at // 16), uint32(units + values_at // 16)
             word_at = uint32(base + masks_at + thread * 8)
-            turn = int32(0)
+            turn, number = int32(0), int32(0)
             while item < last_item:
-                number = int32(item - first_item)
+                item_at = work + WORK_BYTES * int64(item)
                 buffer = buffer_of(number)
-                end = int32(turn + load_int32(work + 32 * int64(item) + 8) * steps_a_tile)
+                end = int32(turn + load_int32(item_at + 8) * steps_a_tile)
                 left = uint32(units + buffer * (query_buffer >> 4) + consumer * (_ROWS * 8))
                 for i in range(sum_count):
                     sums[i] = float32(0.0)
@@ -361,7 +359,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                 upper_finite, lower_finite = quad_sum(upper_finite), quad_sum(lower_finite)
                 spoilt = int32(upper_finite != float32(0.0) or lower_finite != float32(0.0))
                 group_sync(consumer)  # no warp reads queries any more
-                part = load_int32(work + 32 * int64(item) + 12)
+                part = load_int32(item_at + 12)
                 if part > 0:
                     store_part(
                         parts, int32(part - 1), int32(consumer * _ROWS + row), lane, sums,
@@ -370,7 +368,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                     if query_buffers == 1 and mine == 0:
                         barrier_arrive(queries_empty)
                 else:
-                    place = load_int64(work + 32 * int64(item))
+                    place = load_int64(item_at)
                     entry = int32(place >> 32)
                     batch = int32(entry // heads)
                     head = int32(entry - batch * heads)
@@ -419,12 +417,12 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                             wait_for_stores()
                         group_sync(consumer)
                         key_head = int32(head // group)
-                        for number in range(16):
-                            holder = int32((number & 7) << 2)
+                        for nth in range(16):
+                            holder = int32((nth & 7) << 2)
                             upper_bad = from_lane(int32(upper_finite != float32(0.0)), holder)
                             lower_bad = from_lane(int32(lower_finite != float32(0.0)), holder)
-                            bad = upper_bad if number < 8 else lower_bad
-                            local = int32(((mine >> 5) << 4) + number)
+                            bad = upper_bad if nth < 8 else lower_bad
+                            local = int32(((mine >> 5) << 4) + nth)
                             query = int64(first_row + local)
                             if bad != 0 and query < n_q:
                                 logarithm = compute_exactly(
@@ -433,17 +431,18 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                                     v + int64(batch) * v_batch + int64(key_head) * v_head,
                                     out + int64(batch) * out_batch + int64(head) * out_head + query * out_row,
                                     k_row, v_row, head_dim, value_dim,
-                                    load_int64(work + 32 * int64(item) + 16),
-                                    load_int64(work + 32 * int64(item) + 24),
-                                    load_int32(work + 32 * int64(item) + 8),
+                                    load_int64(item_at + 16),
+                                    load_int64(item_at + 24),
+                                    load_int32(item_at + 8),
                                     consumer, local, factor * float32(sign),
                                 )  # fmt: skip
                                 if lse != 0 and lane == 0:
                                     store_float32(
                                         lse + 4 * (int64(entry) * n_q + query), logarithm * float32(natural)
                                     )
-                item = int32(item + 1)
+                item = load_int32(begins) if number == 0 else int32(item + 1)
+                number = int32(number + 1)
             if mine == 0:
-                wait_for_stores()
+                wait_for_reads()
 
     return kernel

@@ -14,10 +14,13 @@ import numpy as np
 from ...formats.tiles import TILE
 from ...formats.work import Request
 from .. import memory, streams
+from ..device.row_parts import gradient_row_bytes
 from ..launch import launch, load_kernel
 from ..view import DeviceView
 from .backward_sm90 import BACKWARD_SIGNATURE, THREADS, make_backward
 from .maps import MapSets, TensorLayout, map_sets
+from .merge import MERGE_WARPS
+from .merge_gradients import MERGE_GRADIENTS_SIGNATURE, make_gradient_merge
 from .operands import Operand, Part, parts_of
 from .prepared import factor_of, multiprocessors, queue_copy, tiles_of
 from .schedule import Schedule, key_schedule_of, schedule_of
@@ -46,8 +49,12 @@ class _Sweep(NamedTuple):
     shared_bytes : int
     layout : TensorLayout
     schedule : Schedule
+    merge : object or None
+        The kernel that makes results of rows that were cut, if there are any.
+    parts_bytes : int
+        Memory for parts of these rows.
     sizes, strides, factors
-        Arguments of the kernel.
+        Arguments of the kernels.
     """
 
     arrays: tuple[int, ...]
@@ -55,6 +62,8 @@ class _Sweep(NamedTuple):
     shared_bytes: int
     layout: TensorLayout
     schedule: Schedule
+    merge: Any
+    parts_bytes: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     factors: tuple[np.float32, np.float32]
@@ -108,17 +117,25 @@ class BackwardLaunch:
         for sweep in self.sweeps:
             where = tuple([places[number] for number in sweep.arrays])
             schedule = sweep.schedule
+            parts = 0
+            if sweep.merge is not None:
+                room = memory.scratch(sweep.parts_bytes, device, handle, target.library)
+                rooms.append(room)
+                parts = room.address
+            arguments = (pairs, parts, *sweep.sizes, *where, *sweep.strides, *sweep.factors)
             with self.maps.lock:
                 maps = self.maps.address_of(sweep.layout, where[:4], capturing=capturing)
-                arguments = (maps, schedule.work, schedule.begins, pairs, *sweep.sizes, *where)
                 launch(
                     sweep.kernel,
                     schedule.blocks,
                     THREADS,
                     stream,
-                    (*arguments, *sweep.strides, *sweep.factors),
+                    (maps, schedule.work, schedule.begins, *arguments),
                     shared_bytes=sweep.shared_bytes,
                 )
+            if sweep.merge is not None:
+                blocks = schedule.long_count * TILE // MERGE_WARPS
+                launch(sweep.merge, blocks, 32 * MERGE_WARPS, stream, (schedule.long_rows, *arguments))
         for number, operand in self.copied:
             if number in _WRITTEN:
                 queue_copy(
@@ -149,10 +166,10 @@ def _prepare_part(request: Request, part: Part, addresses: tuple[int, ...], devi
     if request.n_q:
         out, dout, lse = (part.operands[number] for number in (_OUT, _DOUT, _LSE))
         statistics = prepare_statistics(request.dtype.name, out, dout, lse, device)
-        schedule = schedule_of(structures, which, device, blocks)
+        schedule = schedule_of(structures, which, device, blocks, cutting=True)
         sweeps += _sweeps(request, operands, _OF_QUERIES, schedule, device)
     if request.n_k:
-        schedule = key_schedule_of(structures, which, request.group, device, blocks)
+        schedule = key_schedule_of(structures, which, request.group, device, blocks, cutting=True)
         sweeps += _sweeps(request, operands, _OF_KEYS, schedule, device)
     return BackwardLaunch(
         kind=request.dtype.name,
@@ -196,6 +213,12 @@ def _sweeps(
                 (TILE // 2, TILE // 2, shape.columns, shape.columns),
             ),
             schedule=schedule,
+            merge=load_kernel(make_gradient_merge, shape, MERGE_GRADIENTS_SIGNATURE, 32 * MERGE_WARPS, device)
+            if schedule.parts
+            else None,
+            parts_bytes=schedule.parts
+            * TILE
+            * gradient_row_bytes(shape.depth, shape.width, first=shape.first, second=shape.second),
             sizes=(*sizes, request.head_dim, request.value_dim),
             strides=tuple(stride for number in arrays for stride in operands[number].strides[:3]),
             factors=(factor_of(request), np.float32(request.scale)),

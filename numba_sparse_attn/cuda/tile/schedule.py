@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...formats.tiles import FULL, Tiles
 from ..view import DeviceView
-from .dealing import LONG_ROW_WORDS, assign, cut
+from .dealing import LONG_ROW_WORDS, WORK_BYTES, assign, cut
 from .uploads import upload
 
 __all__ = ["Schedule", "key_schedule_of", "schedule_of"]
@@ -24,16 +24,16 @@ class _Lists(NamedTuple):
     ----------
     indptr : int64 array, on the host
         Where each list begins.
+    entries : int32 array [tiles, words], on the host
     tiles, masks : int
         Addresses: of the entries, and of masks in lane order.
-    entry_bytes : int
     hold : tuple of DeviceView
     """
 
     indptr: npt.NDArray[np.int64]
+    entries: npt.NDArray[np.int32]
     tiles: int
     masks: int
-    entry_bytes: int
     hold: tuple[DeviceView, ...]
 
 
@@ -75,7 +75,7 @@ def _lists_of(tiles: Tiles, device: int) -> _Lists:
     if device not in known:
         pairs = np.stack([tiles.columns, tiles.mask_ids], axis=1)
         copies = upload(device, pairs, tiles.lanes)
-        known[device] = _Lists(tiles.indptr, copies[0].address, copies[1].address, 8, copies)
+        known[device] = _Lists(tiles.indptr, pairs, copies[0].address, copies[1].address, copies)
     return known[device]
 
 
@@ -103,13 +103,10 @@ def _key_lists_of(members: tuple[Tiles, ...], device: int) -> _Lists:
                 )
             )
         by_column = np.argsort(np.concatenate(columns), kind="stable")
-        copies = upload(
-            device,
-            np.ascontiguousarray(np.concatenate(entries)[by_column]),
-            np.concatenate([tiles.transposed_lanes for tiles in distinct]),
-        )
+        in_order = np.ascontiguousarray(np.concatenate(entries)[by_column])
+        copies = upload(device, in_order, np.concatenate([tiles.transposed_lanes for tiles in distinct]))
         indptr = sum((tiles.transposed_indptr for tiles in members[1:]), members[0].transposed_indptr)
-        known[key] = _Lists(indptr, copies[0].address, copies[1].address, 16, copies)
+        known[key] = _Lists(indptr, in_order, copies[0].address, copies[1].address, copies)
     return known[key]
 
 
@@ -149,6 +146,8 @@ def key_schedule_of(
     group: int,
     device: int,
     multiprocessors: int,
+    *,
+    cutting: bool = False,
 ) -> Schedule:
     """The work of one launch: every tile column of every key head; `group` query heads share one.
 
@@ -166,6 +165,7 @@ def key_schedule_of(
         ),
         device,
         multiprocessors,
+        cutting=cutting,
     )
 
 
@@ -177,23 +177,38 @@ def _dealt(
     cutting: bool = False,
 ) -> Schedule:
     """Every list of every entry (a head of a batch element) that uses it, one block a multiprocessor."""
-    places, lengths, addresses, masks, hold = [], [], [], [], []
-    for entries, lists in uses:
+    parts, entries, hold, known = [], [], [], 0
+    for users, lists in uses:
         rows = np.arange(len(lists.indptr) - 1)
-        places.append(((entries[:, None] << 32) + rows).reshape(-1))
-        lengths.append(np.tile(np.diff(lists.indptr), len(entries)))
-        addresses.append(np.tile(lists.tiles + lists.entry_bytes * lists.indptr[:-1], len(entries)))
-        masks.append(np.full(len(entries) * len(rows), lists.masks))
+        entry_bytes = lists.entries.itemsize * lists.entries.shape[1]
+        of_rows = np.stack(
+            [
+                rows,
+                np.diff(lists.indptr),
+                lists.tiles + entry_bytes * lists.indptr[:-1],
+                np.full(len(rows), lists.masks),
+                known + lists.indptr[:-1],
+            ],
+            axis=1,
+        )
+        of_users = np.tile(of_rows, (len(users), 1))
+        of_users[:, 0] += np.repeat(users << 32, len(rows))
+        parts.append(of_users)
+        entries.append(lists.entries)
+        known += len(lists.entries)
         hold.append(lists)
-    items = np.stack([np.concatenate(part) for part in (places, lengths, addresses, masks)], axis=1)
+    items = np.concatenate(parts)
     items = items[np.argsort(items[:, 0], kind="stable")]  # heads that share keys side by side
     long_rows = np.empty((0, LONG_ROW_WORDS), np.int64)
     if cutting:
-        items, long_rows = cut(items, 8, multiprocessors)
+        items, long_rows = cut(items, entry_bytes, multiprocessors)
     blocks = max(1, min(multiprocessors, len(items)))
     order, begins = assign(items[:, 1] & 0xFFFFFFFF, blocks)
     copies = upload(
-        device, np.ascontiguousarray(items[order]), begins, *([long_rows] if len(long_rows) else [])
+        device,
+        _as_read(items[order], np.concatenate(entries)),
+        begins,
+        *([long_rows] if len(long_rows) else []),
     )
     return Schedule(
         blocks=blocks,
@@ -204,3 +219,12 @@ def _dealt(
         long_count=len(long_rows),
         hold=(copies, hold),
     )
+
+
+def _as_read(items: npt.NDArray[np.int64], entries: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Items with the first entry of their list in place of its number; see ``WORK_BYTES``."""
+    work = np.zeros((len(items), WORK_BYTES // 8), np.int64)
+    work[:, :4] = items[:, :4]
+    some = np.flatnonzero(items[:, 1])
+    work.view(np.int32)[some, 8 : 8 + entries.shape[1]] = entries[items[some, 4]]
+    return work

@@ -11,21 +11,37 @@ from numba_sparse_attn.cuda.tile import dealing
 from numba_sparse_attn.testing import DTYPES, budget_for, random_problem
 
 from ...hard_cases import ragged
-from .tile_calls import run
+from .tile_calls import run, run_gradients
 
 pytestmark = pytest.mark.gpu
 
 MULTIPROCESSORS = 132
 
 
+def is_cut(lengths):
+    """Whether a launch on rows of so many tiles cuts one."""
+    work = np.stack([np.arange(len(lengths)), lengths, *[0 * lengths] * 3], axis=1)
+    return len(dealing.cut(work, 8, MULTIPROCESSORS)[1]) > 0
+
+
+def structures_of(problem):
+    masks = problem.mask if problem.mask.ndim == 3 else problem.mask[None]
+    return [as_pattern(mask).tiles() for mask in masks]
+
+
 def check(problem, **settings):
     """Against the oracle, after making sure that there is a cut row."""
-    masks = problem.mask if problem.mask.ndim == 3 else problem.mask[None]
-    structures = [as_pattern(mask).tiles() for mask in masks]
-    lengths = np.concatenate([np.diff(tiles.indptr) for tiles in structures])
-    work = np.stack([np.arange(len(lengths)), lengths, 0 * lengths, 0 * lengths], axis=1)
-    assert len(dealing.cut(work, 8, MULTIPROCESSORS)[1])
+    structures = structures_of(problem)
+    assert is_cut(np.concatenate([np.diff(tiles.indptr) for tiles in structures]))
     budget_for(problem, gradients=False).check(**run(problem, structures, **settings))
+
+
+def check_gradients(problem, **settings):
+    """As :func:`check`, for columns, too."""
+    structures = structures_of(problem)
+    assert is_cut(np.concatenate([np.diff(tiles.indptr) for tiles in structures]))
+    assert is_cut(np.concatenate([np.diff(tiles.transposed_indptr) for tiles in structures]))
+    budget_for(problem).check(**run_gradients(problem, structures, **settings))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -40,6 +56,27 @@ def test_head_dimensions(head_dim, value_dim, dtype):
 def test_few_queries(n_q, group):
     mask = np.ones((n_q, 2500), bool)
     check(random_problem(mask, heads=4, kv_heads=4 // group, head_dim=128, dtype=np.float16, batch=(2,)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(64, 64), (128, 128), (80, 112), (192, 128), (256, 256)])
+def test_gradients(head_dim, value_dim, dtype):
+    mask = ragged(1750, 1800)
+    check_gradients(random_problem(mask, head_dim=head_dim, value_dim=value_dim, dtype=DTYPES[dtype]))
+
+
+def test_gradients_of_a_group():
+    mask = ragged(1500, 1750)
+    problem = random_problem(mask, heads=4, kv_heads=1, head_dim=64, dtype=np.float16)
+    check_gradients(problem, repeats=300)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_no_query_selects_reaches_no_gradient(poison):
+    mask = ragged(1750, 1900)
+    mask[:, [3, 800, 1890]] = False
+    mask[[5, 700]] = False
+    check_gradients(random_problem(mask, heads=2, kv_heads=1, head_dim=64, dtype=np.float16), poison=poison)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
