@@ -161,7 +161,9 @@ def budget_for(
     """
     expected = _oracle(problem, gradients, normaliser)
     affordable = _DRAWN_SCORES // max(1, problem.selected.size)
-    draws = max(_FEWEST_DRAWS, min(affordable, _DRAWS))
+    # Gradients of sinks, tables and alpha are a few numbers: there is no safety in theirs.
+    few_numbers = gradients and (problem.sink is not None or problem.changes or normaliser is not None)
+    draws = _DRAWS if few_numbers else max(_FEWEST_DRAWS, min(affordable, _DRAWS))
     stacked = problem.with_arrays(*(_stack(array, draws) for array in problem.arrays))
     errors = {}
     low_results = low_precision_attention(stacked, gradients=gradients, seed=seed, normaliser=normaliser)
