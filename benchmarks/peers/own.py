@@ -55,8 +55,17 @@ class Own:
 
     def why_absent(self) -> str:
         """The planner's refusal of an engine that this version or this machine lacks."""
+        # The one element type that every engine on a GPU takes.
+        dtype = "float16" if self.device == "cuda" else "float32"
         try:
-            nsa.plan(nsa.patterns.full(1), heads=1, head_dim=1, engine=self.engine, device=self.device)
+            nsa.plan(
+                nsa.patterns.full(1),
+                heads=1,
+                head_dim=1,
+                dtype=dtype,
+                engine=self.engine,
+                device=self.device,
+            )
         except nsa.EngineError as error:
             return str(error)
         return ""

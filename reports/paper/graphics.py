@@ -174,7 +174,7 @@ def _density(evidence: Evidence, figure: Figure, box: Rectangle) -> None:
     ]
     [[axes]] = _panels(figure, box, 1, 1)
     curves.density_points(axes, shown)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False)
     _fit(figure, axes)
 
 

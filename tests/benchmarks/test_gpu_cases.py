@@ -12,6 +12,7 @@ import pytest
 import numba_sparse_attn as nsa
 from benchmarks import gather_kernel, gpu_cases, graphs, kinds
 from benchmarks.peers import flex_masks, jax_attention
+from benchmarks.peers.own import Own
 from benchmarks.workload import Host, Workload, make_workload
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
 
@@ -202,3 +203,12 @@ def test_jax_refuses_what_it_would_lose_by_its_settings(monkeypatch: pytest.Monk
     monkeypatch.setenv("NSA_NUM_THREADS", "3")
     monkeypatch.setitem(jax_attention.MOST_SCORE_BYTES, False, 1000)
     assert "stores the scores" in peer.why_not(workload)
+
+
+@pytest.mark.parametrize("engine", ["auto", "cuda-warp", "cuda-tile"])
+def test_an_engine_that_is_here_is_not_called_absent(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tile engine takes 16-bit elements only, and that is no reason to skip it everywhere."""
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+    monkeypatch.setattr("numba_sparse_attn.cuda.calls.why_unavailable", lambda name, device: None)
+    monkeypatch.setattr("numba_sparse_attn.cuda.tile.has_wgmma", lambda device: True)
+    assert Own(engine=engine, device="cuda").why_absent() == ""

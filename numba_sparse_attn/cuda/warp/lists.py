@@ -19,7 +19,7 @@ from ...formats.csr import Csr, canonical, to_csr
 from ...formats.work import Structure
 from .. import staging, streams
 from ..view import DeviceView
-from .schedule import PART_KEYS, Schedule, make_schedule, share_runs
+from .schedule import PART_KEYS, Schedule, fair_part, make_schedule, share_runs
 from .shape import SHARING_WARPS, WARPS
 
 __all__ = ["Heads", "Lists", "by_key_of", "entries_by_key_of", "heads_with", "lists_of", "table_of"]
@@ -60,13 +60,14 @@ def lists_of(csr: Csr, device: int, *, share: bool, wide: bool, whole: bool = Fa
         known = _LISTS.setdefault(csr, {})
         found = known.get((device, share, wide, whole))
         if found is None:
-            schedule = share_runs(csr, SHARING_WARPS, PART_KEYS) if share else None
+            part_keys = min(PART_KEYS, fair_part(csr))
+            schedule = share_runs(csr, SHARING_WARPS, part_keys) if share else None
             if schedule is not None:
                 found = _copied(schedule, device, wide)
             elif share:
                 found = known.get((device, False, wide, whole))
             if found is None:
-                found = _copied(make_schedule(csr, _NEVER if whole else PART_KEYS, WARPS), device, wide)
+                found = _copied(make_schedule(csr, _NEVER if whole else part_keys, WARPS), device, wide)
             known[device, share, wide, whole] = found
             if not found.shared:
                 known[device, False, wide, whole] = found
