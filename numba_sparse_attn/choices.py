@@ -23,6 +23,7 @@ __all__ = [
     "choose_cpu",
     "choose_dense",
     "choose_gpu",
+    "most_parts",
     "moving_on_cpu",
     "moving_on_gpu",
     "predict_cpu",
@@ -180,6 +181,15 @@ _TILE_START, _WARP_START = 10e-6, 5e-6
 #: Bytes a second that are moved by index, each read and written: three quarters of what 'gpu/copy' copies are
 #: assumed. And seconds until the four launches of that are done, if there were nothing to move.
 _GPU_MOVED_RATE, _MOVING_START = 1.6e12, 12e-6
+
+
+def most_parts(rows: int) -> int:
+    """How many parts there are at most of tile rows that are cut, of so many rows.
+
+    Rows that are longer than half of a multiprocessor's share: of these, and of parts beyond one a row, there
+    are at most two a multiprocessor. Rows so long that their sums lose digits: no more parts than rows.
+    """
+    return max(4 * _MULTIPROCESSORS, rows)
 
 
 def moving_on_gpu(moved: int) -> float:

@@ -20,6 +20,7 @@ from .choices import (
     choose_cpu,
     choose_dense,
     choose_gpu,
+    most_parts,
     moving_on_cpu,
     moving_on_gpu,
     predict_cpu,
@@ -209,6 +210,8 @@ class Plan:
             # Two float32 a query, for whole tiles of queries.
             workspace = 8 * self.heads * -(-n_q // TILE) * TILE
             lines.append(f"gradients: in two sweeps, with a workspace of {workspace} bytes a batch element")
+            parts = most_parts(self.heads * -(-n_q // TILE)) * TILE * 4 * (self.head_dim + self.value_dim)
+            lines.append(f"tile rows that others would wait for: in parts, in at most {parts / 1e6:.3g} MB")
         return "\n".join(lines)
 
     @property

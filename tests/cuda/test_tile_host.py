@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 from numba_sparse_attn import as_pattern, patterns
+from numba_sparse_attn.choices import most_parts
 from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.device.row_parts import row_bytes
 from numba_sparse_attn.cuda.tile import dealing, schedule
@@ -87,6 +88,14 @@ def test_what_is_cut_is_all_there_once(lengths, blocks):
         assert at == 10_000 * number + 8 * length
         slots += [slot for slot, _, _ in pieces]
     assert not parts and sorted(slots) == list(range(1, len(slots) + 1))
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=300), st.integers(1, 20))
+def test_a_plan_says_how_many_parts_there_are_at_most(lengths, times):
+    lengths = np.tile(np.array(lengths, np.int64), times)
+    work = np.stack([np.arange(len(lengths)), lengths, *[0 * lengths] * 3], axis=1)
+    parts = dealing.cut(work, 8, MULTIPROCESSORS)[1][:, 2].sum()
+    assert parts <= most_parts(len(lengths))
 
 
 def test_rows_are_cut_where_they_would_be_waited_for():
