@@ -176,6 +176,9 @@ _UNCUT = 4
 #: Bytes of keys and values a second, gathered one by one and staged in runs ('gpu/*'), by bytes an element.
 _GATHERED_RATE = 9.0e12
 _STAGED_RATES = {2: 14.0e12, 4: 18.0e12, 8: 8.0e12}
+#: Seconds that one warp takes for a key, and keys from which on it shares a row with others: never fewer, and
+#: never fewer than twice the average that warps have, if so many are at work ('gpu/window_512_1_heads').
+_WARP_KEY, _SHARED_FROM, _WARPS_AT_WORK = 30e-9, 512, 4096
 #: Seconds until anything is done at all.
 _TILE_START, _WARP_START = 10e-6, 5e-6
 #: Bytes a second that are moved by index, each read and written: three quarters of what 'gpu/copy' copies are
@@ -222,7 +225,8 @@ def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
     tiles = _TILE_START + one_tile * max(kind.heads * work / _MULTIPROCESSORS, min(longest, _UNCUT))
     size = kind.dtype.itemsize
     rate = _STAGED_RATES[size] if pattern.regular else _GATHERED_RATE
-    rows = _WARP_START + kind.heads * census.nnz * kind.width * size / rate
+    alone = min(census.longest, max(_SHARED_FROM, 2 * census.nnz // _WARPS_AT_WORK))
+    rows = _WARP_START + max(kind.heads * census.nnz * kind.width * size / rate, _WARP_KEY * alone)
     return census, tiles, rows
 
 
@@ -242,5 +246,5 @@ def choose_gpu(pattern: Pattern, kind: Kind, path: str) -> Choice:
 def choose_dense(pattern: Pattern) -> Choice:
     """The oracle's only path."""
     rows = pattern.rows()
-    census = Census(rows.nnz, 0, None, 0)
+    census = Census(rows.nnz, 0, None, 0, 0)
     return Choice(rows, "dense", census, ("dense float64 mask: the oracle, for checking; slow",))

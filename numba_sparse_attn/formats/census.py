@@ -37,12 +37,15 @@ class Census:
         Tiles with all their pairs; None where only rows were counted.
     meetings : int
         Pairs of a panel of ``PANEL`` queries and a key that at least one of them sees.
+    longest : int
+        Pairs of the row that has most.
     """
 
     nnz: int
     tiles: int
     full_tiles: int | None
     meetings: int
+    longest: int
 
     @property
     def fill(self) -> float:
@@ -60,14 +63,34 @@ def census_of_tiles(tiles: Tiles) -> Census:
     uses = np.bincount(tiles.mask_ids, minlength=len(tiles.pool))
     panels = np.bitwise_or.reduce(tiles.pool.reshape(len(tiles.pool), TILE // PANEL, PANEL, -1), axis=2)
     meetings = int(np.dot(np.bitwise_count(panels).sum(axis=(1, 2), dtype=np.int64), uses))
-    return Census(tiles.nnz, tiles.count, int(uses[FULL]), meetings)
+    return Census(tiles.nnz, tiles.count, int(uses[FULL]), meetings, _longest_row(tiles))
+
+
+def _longest_row(tiles: Tiles) -> int:
+    """From the rows of unique masks, and which of them a row of tiles has."""
+    lengths = np.bitwise_count(tiles.pool).sum(axis=-1, dtype=np.int64).reshape(len(tiles.pool), TILE)
+    return int(_longest_sum(tiles.indptr, tiles.mask_ids, lengths))
+
+
+@kernel
+def _longest_sum(indptr, numbers, lengths):
+    """The largest element of all sums of the listed rows of `lengths`, list by list."""
+    sums = np.empty(lengths.shape[1], np.int64)
+    longest = np.int64(0)
+    for row in range(len(indptr) - 1):
+        sums[:] = 0
+        for position in range(indptr[row], indptr[row + 1]):
+            sums += lengths[numbers[position]]
+        longest = max(longest, sums.max())
+    return longest
 
 
 def census_of_rows(csr: Csr) -> Census:
     """Census from CSR rows, without masks."""
     tiles = count_blocks(csr.indptr, csr.indices, csr.shape[1], TILE, TILE)
     meetings = count_blocks(csr.indptr, csr.indices, csr.shape[1], PANEL, 1)
-    return Census(csr.nnz, int(tiles), None, int(meetings))
+    longest = int(np.diff(csr.indptr).max(initial=0))
+    return Census(csr.nnz, int(tiles), None, int(meetings), longest)
 
 
 @kernel

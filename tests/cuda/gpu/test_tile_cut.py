@@ -66,7 +66,7 @@ def test_gradients(head_dim, value_dim, dtype):
 
 
 def test_gradients_of_a_group():
-    mask = ragged(1500, 1750)
+    mask = ragged(1750, 1750)
     problem = random_problem(mask, heads=4, kv_heads=1, head_dim=64, dtype=np.float16)
     check_gradients(problem, repeats=300)
 
