@@ -10,7 +10,7 @@ from ..patterns._arguments import check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._blocks import Blocks, extremes_of_blocks
+from ._blocks import Blocks
 from ._call import Call
 from .catalogue import Array, Case, Mask, by_head, entry
 
@@ -52,7 +52,7 @@ def quest(q: Any, k: Any, budget: Any, page: int, *, causal: bool = False) -> Pa
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     budget : int or sequence of int
         Pages of every query, its own among them, at least 1; one number, or one for every query head.
     page : int
@@ -83,16 +83,12 @@ def quest(q: Any, k: Any, budget: Any, page: int, *, causal: bool = False) -> Pa
     >>> nsa.dynamic.quest(q, k, 1, 2).toarray().astype(int)  # pages that promise 3 and 2
     array([[1, 1, 0, 0]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget, low=1)
     page = check_int("page", page, low=1)
     name = title(quest, budget=budget, page=page, causal=causal)
     choice = Blocks(call, page)
-
-    def select(batch: int, head: int) -> Pattern:
-        queries, extremes = call.queries(batch, head), extremes_of_blocks(call.keys(batch, head), page)
-        # A factor of at least 0 meets the maximum of its channel, a smaller one the minimum.
-        signed = np.concatenate([np.maximum(queries, 0.0), np.minimum(queries, 0.0)], axis=1)
-        return choice.pattern(choice.choose(signed, extremes, budgets[head]), name)
-
-    return call.stack(select)
+    tools = call.tools
+    # A factor of at least 0 meets the maximum of its channel, a smaller one the minimum.
+    tables = choice.best(tools.queries, tools.extremes(tools.keys, page), budgets, signed=True)
+    return choice.patterns(tables, name)

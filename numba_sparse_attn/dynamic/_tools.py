@@ -1,0 +1,179 @@
+"""What selections compute from q and k: on the host here, in GPU memory by ``cuda/selection``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arrays import Dimensions
+from ..formats.limits import Always, Limits
+from ..patterns._spans import blocks
+from ._panels import Floats, for_each_rows, largest, scores_of
+
+__all__ = ["HostTools", "Tools", "extremes_of_blocks", "mean_of_blocks", "pick"]
+
+#: Rows of one head of one batch element: ``rows(batch, head) -> [n, width]``, with query heads also for keys.
+HostRows = Callable[[int, int], Floats]
+
+
+class Tools(Protocol):
+    """Rows are of all heads and batch elements; what they are is known to those who made them."""
+
+    @property
+    def queries(self) -> Any:
+        """Rows of q."""
+
+    @property
+    def keys(self) -> Any:
+        """Rows of k."""
+
+    def means(self, rows: Any, block: int) -> Any:
+        """Mean of every `block` rows; the last block may have fewer."""
+
+    def extremes(self, rows: Any, block: int) -> Any:
+        """Maxima and then minima of the columns over every `block` rows."""
+
+    def best(
+        self,
+        queries: Any,
+        keys: Any,
+        limits: Limits,
+        always: Always,
+        budgets: Sequence[int],
+        *,
+        signed: bool = False,
+    ) -> Sequence[npt.NDArray[np.int32]]:
+        """Numbers of the keys with the largest products, ascending, padded with -1, for every row of queries.
+
+        A table ``[rows, width]`` for every query head of every batch element. Of equal products the first
+        count as larger, NaN counts as the smallest.
+
+        Parameters
+        ----------
+        queries, keys : rows
+            `keys` twice as wide as `queries` if `signed`: factors of at least 0 meet the first half of a key,
+            smaller ones the second.
+        limits : Limits
+            How many keys, from the first on, a row of queries may choose among.
+        always : Always
+            What is chosen before all others.
+        budgets : sequence of int
+            Keys of a row, for every query head; more where more than that are chosen before all others.
+        """
+
+
+class HostTools:
+    """Tools for NumPy arrays, which are widened to the type that sums are taken in.
+
+    Attributes
+    ----------
+    q : float32 or float64 [batch, heads, n_q, d]
+    k : [batch, kv_heads, n_k, d]
+    """
+
+    def __init__(self, sizes: Dimensions, q: Floats, k: Floats) -> None:
+        kind = np.float64 if sizes.dtype == np.float64 else np.float32
+
+        def heads_first(array: Floats, heads: int) -> Floats:
+            shaped = array.reshape(sizes.batch, heads, *array.shape[-2:])
+            return np.ascontiguousarray(shaped, kind)
+
+        self._sizes = sizes
+        self.q, self.k = heads_first(q, sizes.heads), heads_first(k, sizes.kv_heads)
+
+    def queries(self, batch: int, head: int) -> Floats:
+        """``[n_q, d]`` of one head."""
+        return np.asarray(self.q[batch, head])
+
+    def keys(self, batch: int, head: int) -> Floats:
+        """``[n_k, d]`` of the key head that a query head reads."""
+        return np.asarray(self.k[batch, head * self._sizes.kv_heads // self._sizes.heads])
+
+    def means(self, rows: HostRows, block: int) -> HostRows:
+        """As :meth:`Tools.means`."""
+        return lambda batch, head: mean_of_blocks(rows(batch, head), block)
+
+    def extremes(self, rows: HostRows, block: int) -> HostRows:
+        """As :meth:`Tools.extremes`."""
+        return lambda batch, head: extremes_of_blocks(rows(batch, head), block)
+
+    def best(
+        self,
+        queries: HostRows,
+        keys: HostRows,
+        limits: Limits,
+        always: Always,
+        budgets: Sequence[int],
+        *,
+        signed: bool = False,
+    ) -> list[npt.NDArray[np.int32]]:
+        """As :meth:`Tools.best`."""
+        reach = limits.values()
+
+        def of_head(batch: int, head: int) -> npt.NDArray[np.int32]:
+            left, right = queries(batch, head), keys(batch, head)
+            if signed:
+                left = np.concatenate([np.maximum(left, 0.0), np.minimum(left, 0.0)], axis=1)
+            return pick(
+                limits,
+                always,
+                len(right),
+                budgets[head],
+                lambda rows: scores_of(left[rows], right, reach[rows]),
+            )
+
+        return [
+            of_head(batch, head) for batch in range(self._sizes.batch) for head in range(self._sizes.heads)
+        ]
+
+
+def pick(
+    limits: Limits, always: Always, count: int, budget: int, scores: Callable[[slice], Floats]
+) -> npt.NDArray[np.int32]:
+    """Numbers of what is chosen for every row of queries of one head, ascending, padded with -1.
+
+    Parameters
+    ----------
+    limits, always, budget
+        As for :meth:`Tools.best`.
+    count : int
+        What decides how many rows are scored at a time: keys, or more if that takes more.
+    scores : callable
+        ``scores(rows)`` gives ``[rows, keys]``, at least up to the panel's largest limit.
+    """
+    reach = limits.values()
+    budgets = np.maximum(budget, always.counts(limits))
+    width = int(np.minimum(budgets, reach).max(initial=0))
+    chosen = np.full((len(reach), width), -1, np.int32)
+
+    def work(rows: slice) -> None:
+        found = scores(rows)
+        found[always.mask(limits, rows, found.shape[1])] = np.inf
+        best = largest(found, reach[rows], budgets[rows])
+        chosen[rows, : best.shape[1]] = best[:, :width]
+
+    if width:
+        for_each_rows(len(reach), count, work)
+    return chosen
+
+
+def mean_of_blocks(array: Floats, block: int) -> Floats:
+    """Mean of every `block` rows, ``[blocks, d]``; the last block may have fewer."""
+    begins, ends = blocks(len(array), block)
+    if not len(begins):
+        return array
+    sums = np.add.reduceat(array, begins, axis=0)
+    return np.asarray(sums / (ends - begins)[:, None].astype(array.dtype))
+
+
+def extremes_of_blocks(array: Floats, block: int) -> Floats:
+    """Maxima and then minima of the columns over every `block` rows, ``[blocks, 2 * d]``."""
+    begins = blocks(len(array), block)[0]
+    if not len(begins):
+        return np.concatenate([array, array], axis=1)
+    return np.concatenate(
+        [np.maximum.reduceat(array, begins, axis=0), np.minimum.reduceat(array, begins, axis=0)], axis=1
+    )

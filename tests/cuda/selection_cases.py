@@ -1,0 +1,210 @@
+"""Selection by content in GPU memory, with its kernels in Numba's simulator; see ``test_simulator.py``.
+
+The host side runs as it is; only what needs a device is replaced. While a kernel runs it may write what it is
+launched for, read all else, and nothing beside; new memory is NaN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import weakref
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from numba import cuda
+
+import numba_sparse_attn as nsa
+from numba_sparse_attn.cuda import interchange, staging, streams
+from numba_sparse_attn.cuda.device.simulated import guarded
+from numba_sparse_attn.cuda.selection import tools
+from numba_sparse_attn.cuda.selection.best import make_best
+from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.dynamic.catalogue import SELECTIONS, Case
+from numba_sparse_attn.testing import DTYPES, dirty_memory, nan_filled
+
+from ..dynamic.test_selections import ON_DEVICE, masks
+from . import fake_libraries as fake
+from .test_calls import seen
+
+#: A call takes a second here.
+few_examples = settings(max_examples=max(1, settings().max_examples // 4))
+EXAMPLES = [
+    pytest.param(SELECTIONS[name], case, id=f"{name}-{number}")
+    for name in sorted(ON_DEVICE)
+    for number, case in enumerate(SELECTIONS[name].examples())
+]
+by_name = pytest.mark.parametrize("name", sorted(ON_DEVICE))
+
+
+class Memory:
+    """Arrays that stand for GPU memory, and launches over them."""
+
+    def __init__(self):
+        self._arrays = []
+        self.launched = []
+        self.fetched = 0
+
+    def _known(self):
+        return [array for reference in self._arrays if (array := reference()) is not None]
+
+    def view(self, array):
+        self._arrays.append(weakref.ref(array))
+        address = array.__array_interface__["data"][0]
+        return DeviceView(address, array.shape, array.strides, array.dtype, 0, 70, "other", array)
+
+    def scratch(self, nbytes, device, stream, library):
+        return self.view(nan_filled((-(-nbytes // 8),), np.float64))
+
+    def to_host(self, view, array, stream):
+        array[...] = seen(view)
+        self.fetched += array.nbytes
+
+    def launch(self, kernel, grid, threads, stream, arguments):
+        make, shape, signature = kernel
+        self.launched.append(make.__name__)
+        written = arguments[1 if make is make_best else -1]
+        typed = [kind(argument) for kind, argument in zip(signature.args, arguments, strict=True)]
+        readable, writable = [], []
+        for array in self._known():
+            low, high = np.lib.array_utils.byte_bounds(array)
+            (writable if low <= written < high else readable).append(array)
+        with guarded(readable, writable), dirty_memory(), np.errstate(all="ignore"):
+            cuda.jit(make(shape))[grid, threads](*typed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """Lanes are threads that take turns; to hand the turn to another core takes three times as long."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def simulated(scores_bytes=4096):
+    """PyTorch on stream 70; `scores_bytes` of scores exist at a time."""
+    memory = Memory()
+    kept = []
+
+    def tensor(array):
+        """An array in GPU memory."""
+        kept.append(array)
+        memory.view(array)
+        return fake.Tensor(array)
+
+    memory.tensor = tensor
+    with (
+        mock.patch.dict(sys.modules, torch=fake.torch_module({0: 70})),
+        mock.patch.object(interchange, "_require_cuda", lambda: None),
+        mock.patch.dict(interchange._READERS, {np.ndarray: interchange._host}, clear=True),
+        mock.patch.multiple(
+            streams,
+            on_device=lambda device: contextlib.nullcontext(),
+            stream_object=lambda handle, device: handle,
+            is_capturing=lambda handle: False,
+        ),
+        mock.patch.multiple(
+            staging, to_device=lambda array, device, stream: memory.view(array), to_host=memory.to_host
+        ),
+        mock.patch.object(tools.memory, "scratch", memory.scratch),
+        mock.patch.multiple(
+            tools,
+            load_kernel=lambda make, shape, signature, threads, device: (make, shape, signature),
+            launch=memory.launch,
+            _SIDE=16,
+            _SCORES_BYTES=scores_bytes,
+        ),
+    ):
+        interchange._torch_stream.cache_clear()
+        yield memory
+        interchange._torch_stream.cache_clear()
+
+
+def select(name, q, k, arguments, **settings):
+    with simulated(**settings) as memory:
+        made = SELECTIONS[name].select(memory.tensor(q), memory.tensor(k), **arguments)
+    return made, memory
+
+
+@pytest.mark.parametrize(("entry", "case"), EXAMPLES)
+def test_examples_are_what_the_definition_says(entry, case):
+    q, k = case.arrays()
+    made, memory = select(entry.name, q, k, case.arguments)
+    np.testing.assert_array_equal(masks(made), entry.brute_force(case))
+    assert memory.fetched < q.nbytes
+
+
+@by_name
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_pairs_as_on_the_host(name, dtype):
+    """Whatever the element type, with lead axes and strides that no copy has straightened out."""
+    entry = SELECTIONS[name]
+    case = replace(entry.examples()[0], n_q=20, n_k=24)
+    pairs = [replace(case, seed=seed).arrays() for seed in (0, 20)]
+    q, k = (np.stack(arrays)[:, None].astype(DTYPES[dtype]) for arrays in zip(*pairs, strict=True))
+    q, k = (array.swapaxes(-1, -2).copy().swapaxes(-1, -2) for array in (q, k))
+    expected = entry.select(q, k, **case.arguments)
+    made, _ = select(name, q, k, case.arguments)
+    assert made.member_of.shape == (2, 1, case.heads)
+    np.testing.assert_array_equal(masks(made.members), masks(expected.members))
+
+
+def test_batch_elements_that_no_stride_leads_to():
+    case = SELECTIONS["moba"].examples()[0]
+    q, k = (np.random.default_rng(0).standard_normal((3, 2, heads, 16, 8)) for heads in (2, 1))
+    q, k = q.transpose(1, 0, 2, 3, 4), k.transpose(1, 0, 2, 3, 4)
+    made, _ = select("moba", q, k, case.arguments)
+    expected = nsa.dynamic.moba(q, k, **case.arguments)
+    np.testing.assert_array_equal(masks(made.members), masks(expected.members))
+
+
+@few_examples
+@given(st.data())
+def test_any_sizes_and_many_ties(data):
+    """Whole numbers and blocks of powers of two: means are exact, and many scores are tied."""
+    name = data.draw(st.sampled_from(sorted(ON_DEVICE & {"block_top_k", "moba", "quest"})))
+    n_q, n_k = data.draw(st.integers(0, 20)), data.draw(st.integers(0, 40))
+    block, budget = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.integers(1, 6))
+    causal = data.draw(st.booleans())
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    n_k -= n_k % block
+    q, k = (rng.integers(-2, 3, (1, n, 3)).astype(np.float32) for n in (n_q, n_k))
+    if data.draw(st.booleans()) and k.size:
+        k[0, -1, 1] = np.nan
+    arguments = {"budget": budget, ("page" if name == "quest" else "block"): block, "causal": causal}
+    if name == "block_top_k":
+        arguments["query_block"] = data.draw(st.sampled_from([1, 2, 4]))
+    made, _ = select(name, q, k, arguments)
+    np.testing.assert_array_equal(masks(made), masks(SELECTIONS[name].select(q, k, **arguments)))
+    event(f"{name}, {'causal' if causal else 'all'}, NaN: {bool(np.isnan(k).any())}")
+
+
+def test_flat_arrays_and_rows_in_panels():
+    q, k = Case(40, 44, heads=1).arrays()
+    made, memory = select("moba", q[0], k[0], {"budget": 2, "block": 4}, scores_bytes=1024)
+    assert isinstance(made, nsa.Pattern)
+    assert memory.launched == ["make_blocks"] + 3 * ["make_products", "make_best"]
+    assert made.equals(nsa.dynamic.moba(q[0], k[0], 2, 4))
+
+
+def test_no_selection_while_a_graph_is_captured():
+    q, k = Case(8, 8).arrays()
+    with simulated() as memory, mock.patch.object(streams, "is_capturing", lambda handle: True):
+        with pytest.raises(nsa.EngineError, match="captured into a CUDA graph"):
+            nsa.dynamic.moba(memory.tensor(q), memory.tensor(k), 1, 4)
+
+
+def test_arrays_in_two_memories():
+    q, k = Case(8, 8).arrays()
+    with simulated() as memory, pytest.raises(nsa.EngineError, match="k in host memory"):
+        nsa.dynamic.moba(memory.tensor(q), k, 1, 4)

@@ -1,0 +1,72 @@
+"""Kernels of selections by content compile for every target, and registers hold everything; needs no GPU."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+
+from numba_sparse_attn.cuda.launch import Target, compile_kernel
+from numba_sparse_attn.cuda.selection.best import BEST_SIGNATURE, BEST_WARPS, make_best
+from numba_sparse_attn.cuda.selection.blocks import (
+    BLOCKS_SIGNATURE,
+    BLOCKS_THREADS,
+    blocks_shape,
+    make_blocks,
+)
+from numba_sparse_attn.cuda.selection.products import PRODUCTS_SIGNATURE, ProductsShape, make_products
+from numba_sparse_attn.testing import DTYPES
+
+from .compiling import disassembled
+
+TARGETS = {"sm_80": Target(8, 0), "sm_90a": Target(9, 0, "a")}
+_REPORT = re.compile(
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*Used (\d+) registers",
+    re.DOTALL,
+)
+by_target = pytest.mark.parametrize("target", TARGETS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def real_of(dtype):
+    return "float64" if dtype == "float64" else "float32"
+
+
+def compiled_of(make, shape, signature, threads, target, *, registers):
+    compiled = compile_kernel(make(shape), signature, TARGETS[target], threads)
+    assert f"for '{target}'" in compiled.report
+    assert "warning" not in compiled.report.lower()
+    stack, stores, loads, used = map(int, _REPORT.search(compiled.report).groups())
+    assert (stack, stores, loads) == (0, 0, 0) and used <= registers, compiled.report
+    return compiled
+
+
+@by_target
+@by_dtype
+@pytest.mark.parametrize("extremes", [False, True])
+@pytest.mark.parametrize("words", [False, True])
+def test_blocks(dtype, target, extremes, words):
+    size = DTYPES[dtype].itemsize
+    shape = blocks_shape(dtype, size, 128, real_of(dtype), extremes=extremes, words=words)
+    compiled = compiled_of(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, target, registers=80)
+    if words:
+        assert "LDG.E.128" in disassembled(compiled.cubin)
+
+
+@by_target
+@by_dtype
+@pytest.mark.parametrize("signed", [False, True])
+def test_products(dtype, target, signed):
+    """Two blocks of 256 threads have 128 registers a thread."""
+    shape = ProductsShape(dtype, real_of(dtype), signed)
+    room = 128 if dtype != "float64" else 168
+    compiled_of(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, target, registers=room)
+
+
+@by_target
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_best(kind, target):
+    compiled_of(make_best, kind, BEST_SIGNATURE, 32 * BEST_WARPS, target, registers=64)
