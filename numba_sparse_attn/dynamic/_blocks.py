@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..formats.limits import always_of, limits_of
-from ..formats.pieces import make_pieces
 from ..jit import kernel
+from ..patterns._block_tables import BlockTables, stacked_tables
 from ..patterns._spans import blocks
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
@@ -107,30 +107,21 @@ class Blocks:
         return np.asarray(behind[:, :-1] - behind[:, 1:])
 
     def patterns(self, tables: Sequence[npt.NDArray[np.int32]], name: str) -> Pattern | HeadPatterns:
-        """What :meth:`best` chose, as the patterns of all heads."""
-        return self._call.stack(
-            lambda batch, head: self.pattern(tables[batch * self._call.heads + head], name)
-        )
+        """What the queries of every block see of the blocks that were chosen for them.
 
-    def pattern(self, chosen: npt.NDArray[np.int32], name: str) -> Pattern:
-        """What the queries of every block see of the blocks that were chosen for them."""
-        call, shape = self._call, (self._call.n_q, self._call.n_k)
+        Parameters
+        ----------
+        tables : sequence of int32 [rows, width]
+            Of every query head of every batch element, as :meth:`best` gives them; or of every key head.
+        """
+        call = self._call
+        shape = call.n_q, call.n_k
         if self._query_block == 1:
-            return Pattern.from_rows(shape, partial(_rows, chosen, self._block, call.visible), name=name)
-        block_row, place = np.nonzero(chosen >= 0)
-        number = chosen[block_row, place].astype(np.int64)
-        # Neighbors become one piece: most choices have some, and pieces are drawn one by one.
-        starts = np.ones(len(number), np.bool_)
-        starts[1:] = (np.diff(number) != 1) | (np.diff(block_row) != 0)
-        first = np.flatnonzero(starts)
-        last = np.append(first[1:], len(number))[: len(first)] - 1
-        begins, ends = self._rows
-        pieces = make_pieces(
-            rows=(begins[block_row[first]], ends[block_row[first]]),
-            columns=(number[first] * self._block, np.minimum((number[last] + 1) * self._block, call.n_k)),
-            differences=call.differences,
-        )
-        return Pattern.from_pieces(shape, pieces, name=name)
+            rows = [partial(_rows, table, self._block, call.visible) for table in tables]
+            return call.stacked([Pattern.from_rows(shape, one, name=name) for one in rows])
+        chosen = stacked_tables(tables)
+        held = BlockTables(chosen, shape, self._block, self._query_block, call.causal)
+        return call.stacked([Pattern(shape, source, name) for source in held.sources()])
 
 
 def _rows(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from ._panels import Floats, Integers
 from ._tools import HostTools, Tools
 
 __all__ = ["Call", "Floats", "Integers", "named"]
+
+_Made = TypeVar("_Made")
 
 
 class _Words:
@@ -184,14 +186,20 @@ class Call:
         wide = array.astype(self.q.dtype)
         return np.broadcast_to(wide, (self.heads, *wide.shape[wide.ndim - len(shape) :]))
 
-    def stack(self, select: Callable[[int, int], Pattern], *, shared: bool = False) -> Pattern | HeadPatterns:
-        """The pattern of every head, ``select(batch, head)``; with `shared` one for each key head."""
-        step = self.group if shared else 1
-        made = [
-            select(batch, head) for batch in range(self.sizes.batch) for head in range(0, self.heads, step)
-        ]
+    def of_heads(self, make: Callable[[int, int], _Made], *, shared: bool = False) -> list[_Made]:
+        """``make(batch, head)`` for every head, in C order; `shared`: for one of those on a key head."""
+        heads = range(0, self.heads, self.group if shared else 1)
+        return [make(batch, head) for batch in range(self.sizes.batch) for head in heads]
+
+    def stack(self, select: Callable[[int, int], Pattern]) -> Pattern | HeadPatterns:
+        """The pattern of every head, ``select(batch, head)``."""
+        return self.stacked(self.of_heads(select))
+
+    def stacked(self, made: Sequence[Pattern]) -> Pattern | HeadPatterns:
+        """The patterns of all query heads, or of all key heads, as the result of a call."""
         if self.sizes.flat:
             return made[0]
+        step = self.sizes.batch * self.heads // max(len(made), 1)
         index = np.repeat(np.arange(len(made)), step).reshape(*self.sizes.lead, self.heads)
         # Without any batch element there still is a shape to remember.
         nothing = Pattern.from_pieces((self.n_q, self.n_k), make_pieces(rows=(0, 0), columns=(0, 0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse
 
 from ..arrays import check_scale, host_array
@@ -169,7 +170,7 @@ def nsa_blocks(
     limits = np.clip((call.visible - length) // stride + 1, 0, count)
     shares = _shares(count, length, stride, block, -(-call.n_k // block)).astype(call.q.dtype)
 
-    def select(batch: int, head: int) -> Pattern:
+    def select(batch: int, head: int) -> npt.NDArray[np.int32]:
         keys = tokens[batch, head // call.group]
 
         def importance(rows: slice) -> Floats:
@@ -181,11 +182,9 @@ def nsa_blocks(
                 )
             return np.ascontiguousarray((shares[:, : weights.shape[1]] @ weights.T).T)
 
-        return choice.pattern(
-            choice.over_panels(max(count, shares.shape[0]), budgets[head], importance), name
-        )
+        return choice.over_panels(max(count, shares.shape[0]), budgets[head], importance)
 
-    return call.stack(select, shared=True)
+    return choice.patterns(call.of_heads(select, shared=True), name)
 
 
 def _compressed_keys(call: Call, k: Any, length: Any, stride: Any, compressed: Any) -> Floats:

@@ -51,7 +51,7 @@ def compiled_of(make, shape, signature, threads, target, *, registers):
 def test_blocks(dtype, target, extremes, words):
     size = DTYPES[dtype].itemsize
     shape = blocks_shape(dtype, size, 128, real_of(dtype), extremes=extremes, words=words)
-    compiled = compiled_of(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, target, registers=80)
+    compiled = compiled_of(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, target, registers=128)
     if words:
         assert "LDG.E.128" in disassembled(compiled.cubin)
 
