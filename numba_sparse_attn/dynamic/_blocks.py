@@ -53,11 +53,9 @@ class Blocks:
         """Which of the first `count` blocks are chosen before all others, ``[rows, count]``."""
         return self._always.mask(self.limits, rows, count)
 
-    def best(
-        self, queries: Any, keys: Any, budgets: Sequence[int], *, signed: bool = False
-    ) -> Sequence[npt.NDArray[np.int32]]:
+    def best(self, queries: Any, keys: Any, budgets: Sequence[int]) -> Sequence[npt.NDArray[np.int32]]:
         """The choice of all heads by products of rows, one for every block: see :meth:`Tools.best`."""
-        return self._call.tools.best(queries, keys, self.limits, self._always, budgets, signed=signed)
+        return self._call.tools.best(queries, keys, self.limits, self._always, budgets)
 
     def over_panels(
         self, count: int, budget: int, scores: Callable[[slice], Floats]

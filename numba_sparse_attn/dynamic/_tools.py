@@ -36,6 +36,9 @@ class Tools(Protocol):
     def extremes(self, rows: Any, block: int) -> Any:
         """Maxima and then minima of the columns over every `block` rows."""
 
+    def sides(self, rows: Any, block: int) -> Any:
+        """Means over every `block` rows of what is above 0, the rest as 0, and then of what is below."""
+
     def best(
         self,
         queries: Any,
@@ -43,8 +46,6 @@ class Tools(Protocol):
         limits: Limits,
         always: Always,
         budgets: Sequence[int],
-        *,
-        signed: bool = False,
     ) -> Sequence[npt.NDArray[np.int32]]:
         """Numbers of the keys with the largest products, ascending, padded with -1, for every row of queries.
 
@@ -54,8 +55,7 @@ class Tools(Protocol):
         Parameters
         ----------
         queries, keys : rows
-            `keys` twice as wide as `queries` if `signed`: factors of at least 0 meet the first half of a key,
-            smaller ones the second.
+            Equally wide.
         limits : Limits
             How many keys, from the first on, a row of queries may choose among.
         always : Always
@@ -100,6 +100,17 @@ class HostTools:
         """As :meth:`Tools.extremes`."""
         return lambda batch, head: extremes_of_blocks(rows(batch, head), block)
 
+    def sides(self, rows: HostRows, block: int) -> HostRows:
+        """As :meth:`Tools.sides`."""
+
+        def of_head(batch: int, head: int) -> Floats:
+            mine = rows(batch, head)
+            return mean_of_blocks(
+                np.concatenate([np.maximum(mine, 0.0), np.minimum(mine, 0.0)], axis=1), block
+            )
+
+        return of_head
+
     def best(
         self,
         queries: HostRows,
@@ -107,16 +118,12 @@ class HostTools:
         limits: Limits,
         always: Always,
         budgets: Sequence[int],
-        *,
-        signed: bool = False,
     ) -> list[npt.NDArray[np.int32]]:
         """As :meth:`Tools.best`."""
         reach = limits.values()
 
         def of_head(batch: int, head: int) -> npt.NDArray[np.int32]:
             left, right = queries(batch, head), keys(batch, head)
-            if signed:
-                left = np.concatenate([np.maximum(left, 0.0), np.minimum(left, 0.0)], axis=1)
             return pick(
                 limits,
                 always,

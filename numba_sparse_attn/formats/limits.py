@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .pieces import UNBOUNDED
 
-__all__ = ["Always", "Limits", "always_of", "limits_of"]
+__all__ = ["NOTHING", "Always", "Limits", "always_of", "limits_of"]
 
 
 class Limits(NamedTuple):
@@ -87,6 +87,10 @@ class Always(NamedTuple):
         reach = limits.values()
         last = np.maximum(reach - np.maximum(self.own(limits), self.first), 0)
         return np.asarray(np.minimum(self.first, reach) + last)
+
+
+#: Nothing is chosen before all others.
+NOTHING = Always(1, 0, 0)
 
 
 def limits_of(n_q: int, n_k: int, *, causal: bool, per_row: int = 1, block: int = 1) -> Limits:

@@ -30,6 +30,7 @@ from numba_sparse_attn.testing import DTYPES, dirty_memory, nan_filled
 
 from ..dynamic.test_selections import ON_DEVICE, masks
 from . import fake_libraries as fake
+from .selected import assert_chosen
 from .test_calls import seen
 
 #: A call takes a second here.
@@ -141,7 +142,8 @@ def test_examples_are_what_the_definition_says(entry, case):
     q, k = case.arrays()
     made, memory = select(entry.name, q, k, case.arguments)
     np.testing.assert_array_equal(masks(made), entry.brute_force(case))
-    assert memory.fetched < q.nbytes
+    # Lists of blocks only; what top_k chooses are keys.
+    assert memory.fetched < q.nbytes or entry.name == "top_k"
 
 
 @by_name
@@ -208,3 +210,20 @@ def test_arrays_in_two_memories():
     q, k = Case(8, 8).arrays()
     with simulated() as memory, pytest.raises(nsa.EngineError, match="k in host memory"):
         nsa.dynamic.moba(memory.tensor(q), k, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("block_top_k", {"block": 4, "query_block": 2}, {"block": 4, "query_block": 2}),
+        ("quest", {"page": 4, "query_block": 4}, {"block": 4, "query_block": 4}),
+        ("top_k", {}, {}),
+    ],
+)
+def test_what_rounding_may_change_and_what_not(name, arguments, told):
+    """The check that the tests on a GPU use, and that it sees a choice that is wrong."""
+    q, k = (array.astype(np.float16) for array in Case(16, 24).arrays())
+    made, _ = select(name, q, k, {"budget": 3, "causal": True, **arguments})
+    assert_chosen(name, q, k, made, budget=3, causal=True, **told)
+    with pytest.raises(AssertionError):
+        assert_chosen(name, -q, k, made, budget=3, causal=True, **told)

@@ -46,11 +46,11 @@ def compiled_of(make, shape, signature, threads, target, *, registers):
 
 @by_target
 @by_dtype
-@pytest.mark.parametrize("extremes", [False, True])
+@pytest.mark.parametrize("what", ["means", "extremes", "sides"])
 @pytest.mark.parametrize("words", [False, True])
-def test_blocks(dtype, target, extremes, words):
+def test_blocks(dtype, target, what, words):
     size = DTYPES[dtype].itemsize
-    shape = blocks_shape(dtype, size, 128, real_of(dtype), extremes=extremes, words=words)
+    shape = blocks_shape(dtype, size, 128, real_of(dtype), what=what, words=words)
     compiled = compiled_of(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, target, registers=128)
     if words:
         assert "LDG.E.128" in disassembled(compiled.cubin)
@@ -58,10 +58,9 @@ def test_blocks(dtype, target, extremes, words):
 
 @by_target
 @by_dtype
-@pytest.mark.parametrize("signed", [False, True])
-def test_products(dtype, target, signed):
+def test_products(dtype, target):
     """Two blocks of 256 threads have 128 registers a thread."""
-    shape = ProductsShape(dtype, real_of(dtype), signed)
+    shape = ProductsShape(dtype, real_of(dtype))
     room = 128 if dtype != "float64" else 168
     compiled_of(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, target, registers=room)
 

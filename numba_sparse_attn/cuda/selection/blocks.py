@@ -1,4 +1,4 @@
-"""Means and extremes of stretches of tokens, of all heads in one launch.
+"""Means and extremes of the tokens of a stretch, of all heads in one launch.
 
 A block of threads has one stretch of one head. Groups of lanes read a row each, in words of 16 bytes where
 rows consist of such, and take every ``groups``-th row; their parts are put together in shared memory in the
@@ -27,7 +27,7 @@ BLOCKS_SIGNATURE = types.void(
     *[types.int64] * ROWS_ARGUMENTS,
     *[types.int64] * 4,  # entries (heads of all batch elements), heads of one, rows, elements of a row
     *[types.int64] * 3,  # tokens of a stretch, from one stretch to the next, stretches
-    types.int64,  # results, contiguous: [entries, stretches, width], twice the width for extremes
+    types.int64,  # results, contiguous: [entries, stretches, width], or twice the width
 )
 
 
@@ -38,8 +38,9 @@ class BlocksShape(NamedTuple):
     ----------
     kind, result : str
         Types of the elements that are read and written.
-    extremes : bool
-        Whether maxima and minima are wanted, behind one another, instead of means.
+    what : {"means", "extremes", "sides"}
+        Extremes are maxima and then minima; sides are means of what is above 0, the rest counting as 0, and
+        then of what is below.
     words : bool
         Whether rows are read in words of 16 bytes.
     lanes : int
@@ -48,36 +49,35 @@ class BlocksShape(NamedTuple):
 
     kind: str
     result: str
-    extremes: bool
+    what: str
     words: bool
     lanes: int
 
 
-def blocks_shape(
-    kind: str, itemsize: int, width: int, result: str, *, extremes: bool, words: bool
-) -> BlocksShape:
+def blocks_shape(kind: str, itemsize: int, width: int, result: str, *, what: str, words: bool) -> BlocksShape:
     """The shape for rows of a type and width.
 
     Examples
     --------
-    >>> blocks_shape("float16", 2, 128, "float32", extremes=False, words=True).lanes
+    >>> blocks_shape("float16", 2, 128, "float32", what="means", words=True).lanes
     16
     """
     parts = -(-width * itemsize // WORD_BYTES) if words else width
-    return BlocksShape(
-        kind, result, extremes, words, min(BLOCKS_THREADS, 1 << max(parts - 1, 0).bit_length())
-    )
+    lanes = min(BLOCKS_THREADS, 1 << max(parts - 1, 0).bit_length())
+    return BlocksShape(kind, result, what, words, lanes)
 
 
 @functools.cache
 def make_blocks(shape: BlocksShape) -> Callable[..., None]:
     """The kernel's Python source."""
-    kind, result, extremes, words, lanes = shape
+    kind, result, what, words, lanes = shape
+    extremes, sides = what == "extremes", what == "sides"
+    twice = 1 if what == "means" else 2
     real = float64 if kind == "float64" else float32
     size = {"float64": 8, "float32": 4}.get(kind, 2)
     result_size = {"float64": 8, "float32": 4}.get(result, 2)
     chunk = WORD_BYTES // size if words else 1
-    room = chunk * (2 if extremes else 1)
+    room = chunk * twice
     groups = BLOCKS_THREADS // lanes
     shift = lanes.bit_length() - 1
     shared_room = BLOCKS_THREADS * room
@@ -123,7 +123,7 @@ def make_blocks(shape: BlocksShape) -> Callable[..., None]:
             column = first + lane * chunk
             for e in range(chunk):
                 parts[e] = real(low)
-                if extremes:
+                if twice == 2:
                     parts[chunk + e] = real(-low)
             if column < width:
                 row = begin + group
@@ -134,6 +134,9 @@ def make_blocks(shape: BlocksShape) -> Callable[..., None]:
                         if extremes:
                             parts[e] = larger(parts[e], taken[e])
                             parts[chunk + e] = smaller(parts[chunk + e], taken[e])
+                        elif sides:  # NaN is on both
+                            parts[e] += real(0.0) if taken[e] < real(0.0) else taken[e]
+                            parts[chunk + e] += real(0.0) if taken[e] > real(0.0) else taken[e]
                         else:
                             parts[e] += taken[e]
                     row += groups
@@ -143,22 +146,18 @@ def make_blocks(shape: BlocksShape) -> Callable[..., None]:
             cuda.syncthreads()
             if group == 0 and column < width:
                 for other in range(1, groups):
-                    for e in range(chunk):
+                    for e in range(room):
                         value = shared[e * BLOCKS_THREADS + other * lanes + lane]
                         if extremes:
-                            parts[e] = larger(parts[e], value)
-                            value = shared[(chunk + e) * BLOCKS_THREADS + other * lanes + lane]
-                            parts[chunk + e] = smaller(parts[chunk + e], value)
+                            parts[e] = larger(parts[e], value) if e < chunk else smaller(parts[e], value)
                         else:
                             parts[e] += value
+                count = real(1.0) if extremes else real(end - begin)
+                place = target + result_size * ((number * stretches + block) * twice * width + column)
                 for e in range(chunk):
-                    if extremes:
-                        place = target + result_size * ((number * stretches + block) * 2 * width + column + e)
-                        store(place, parts[e])
-                        store(place + result_size * width, parts[chunk + e])
-                    else:
-                        place = target + result_size * ((number * stretches + block) * width + column + e)
-                        store(place, real(parts[e] / real(end - begin)))
+                    store(place + result_size * e, real(parts[e] / count))
+                    if twice == 2:
+                        store(place + result_size * (width + e), real(parts[chunk + e] / count))
             cuda.syncthreads()
             first += lanes * chunk
 

@@ -24,7 +24,7 @@ PRODUCTS_SIGNATURE = types.void(
     *[types.int64] * 4,  # entries (heads of all batch elements), heads of one, heads to a right set, width
     *[types.int64] * 3,  # rows of the left set that are wanted: the first, how many; rows of the right set
     *[types.int64] * 6,  # limits
-    types.float64,  # factor
+    types.float64,  # factor on scores
     types.int64,  # scores, contiguous: [entries, rows that are wanted, rows of the right set]
 )
 
@@ -39,16 +39,12 @@ class ProductsShape(NamedTuple):
     ----------
     left, right : str
         Types of the elements.
-    signed : bool
-        Rows of the right set are twice as wide: factors of the left set that are at least 0 meet their first
-        half, smaller ones the second.
     side : int
         Of the square of a block: 64, or 16 where threads are dear.
     """
 
     left: str
     right: str
-    signed: bool
     side: int = 64
 
     @property
@@ -60,7 +56,7 @@ class ProductsShape(NamedTuple):
 @functools.cache
 def make_products(shape: ProductsShape) -> Callable[..., None]:
     """The kernel's Python source."""
-    side, threads, signed = shape.side, shape.threads, shape.signed
+    side, threads = shape.side, shape.threads
     kind = "float64" if "float64" in (shape.left, shape.right) else "float32"
     real = float64 if kind == "float64" else float32
     size = 8 if kind == "float64" else 4
@@ -71,7 +67,7 @@ def make_products(shape: ProductsShape) -> Callable[..., None]:
     across = side // each  # threads
     # One more than the side: lanes that write a column meet different banks.
     pitch = side + 1
-    left_room, right_room = strip_width * pitch, strip_width * pitch * (1 + signed)
+    room = strip_width * pitch
     rounds = side * strip_width // threads
 
     def kernel(
@@ -91,12 +87,11 @@ def make_products(shape: ProductsShape) -> Callable[..., None]:
             return
         left = rows_of_head(left_address, left_table, left_batch, left_head, batch, head)
         right = rows_of_head(right_address, right_table, right_batch, right_head, batch, head // group)
-        strip_left = cuda.shared.array(left_room, real)
-        strip_right = cuda.shared.array(right_room, real)  # the simulator knows them by their lines
+        strip_left = cuda.shared.array(room, real)
+        strip_right = cuda.shared.array(room, real)  # the simulator knows them by their lines
         sums = cuda.local.array(scores, real)
         mine = cuda.local.array(each, real)
         theirs = cuda.local.array(each, real)
-        least = cuda.local.array(each, real)
         thread = int32(cuda.threadIdx.x)
         down, over = int32(thread // across), int32(thread % across)
         for e in range(scores):
@@ -111,33 +106,18 @@ def make_products(shape: ProductsShape) -> Callable[..., None]:
                     value = load_left(left + (first_row + row + own) * left_row + (strip + at) * left_column)
                 strip_left[at * pitch + own] = value
                 value = real(0.0)
-                other = real(0.0)
                 if column + own < columns and strip + at < width:
                     place = right + (column + own) * right_row + (strip + at) * right_column
                     value = load_right(place)
-                    if signed:
-                        other = load_right(place + width * right_column)
                 strip_right[at * pitch + own] = value
-                if signed:
-                    strip_right[(strip_width + at) * pitch + own] = other
             cuda.syncthreads()
             for at in range(strip_width):
                 for e in range(each):
                     mine[e] = strip_left[at * pitch + down + e * across]
                     theirs[e] = strip_right[at * pitch + over + e * across]
-                    if signed:
-                        least[e] = strip_right[(strip_width + at) * pitch + over + e * across]
                 for e in range(each):
-                    if signed:
-                        # As on the host: NaN is in both.
-                        above = real(0.0) if mine[e] < real(0.0) else mine[e]
-                        below = real(0.0) if mine[e] > real(0.0) else mine[e]
-                        for f in range(each):
-                            sums[e * each + f] += above * theirs[f]
-                            sums[e * each + f] += below * least[f]
-                    else:
-                        for f in range(each):
-                            sums[e * each + f] += mine[e] * theirs[f]
+                    for f in range(each):
+                        sums[e * each + f] += mine[e] * theirs[f]
             cuda.syncthreads()
             strip += strip_width
         for e in range(each):

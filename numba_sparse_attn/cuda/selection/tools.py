@@ -53,11 +53,15 @@ class DeviceTools:
 
     def means(self, rows: DeviceRows, block: int) -> DeviceRows:
         """As ``Tools.means``."""
-        return self._blocks(rows, block, extremes=False)
+        return self._blocks(rows, block, "means")
 
     def extremes(self, rows: DeviceRows, block: int) -> DeviceRows:
         """As ``Tools.extremes``."""
-        return self._blocks(rows, block, extremes=True)
+        return self._blocks(rows, block, "extremes")
+
+    def sides(self, rows: DeviceRows, block: int) -> DeviceRows:
+        """As ``Tools.sides``."""
+        return self._blocks(rows, block, "sides")
 
     def best(
         self,
@@ -66,8 +70,6 @@ class DeviceTools:
         limits: Limits,
         always: Always,
         budgets: Sequence[int],
-        *,
-        signed: bool = False,
     ) -> list[npt.NDArray[np.int32]]:
         """As ``Tools.best``. Waits for the GPU."""
         counts = np.maximum(max(budgets), always.counts(limits))
@@ -86,7 +88,7 @@ class DeviceTools:
                 several = staging.to_device(np.array(budgets, np.int32), self._device, self._stream)
             for first in range(0, queries.count, panel):
                 count = min(panel, queries.count - first)
-                self._products(queries, keys, limits, scores.address, first, count, signed=signed)
+                self._products(queries, keys, limits, scores.address, first, count)
                 self._launch(
                     load_kernel(make_best, self._real.name, BEST_SIGNATURE, 32 * BEST_WARPS, self._device),
                     -(-count // BEST_WARPS),
@@ -103,9 +105,9 @@ class DeviceTools:
             self._fetch(places, chosen)
         return list(chosen)
 
-    def _blocks(self, rows: DeviceRows, block: int, *, extremes: bool) -> DeviceRows:
+    def _blocks(self, rows: DeviceRows, block: int, what: str) -> DeviceRows:
         stretches = -(-rows.count // block)
-        width = rows.width * (2 if extremes else 1)
+        width = rows.width * (1 if what == "means" else 2)
         entries = self._sizes.batch * rows.heads
         with streams.on_device(self._device):
             room = self._room(entries * stretches * width * self._real.itemsize)
@@ -116,7 +118,7 @@ class DeviceTools:
                     itemsize,
                     rows.width,
                     self._real.name,
-                    extremes=extremes,
+                    what=what,
                     words=rows.aligned(WORD_BYTES, itemsize),
                 )
                 self._launch(
@@ -140,12 +142,10 @@ class DeviceTools:
         scores: int,
         first: int,
         count: int,
-        *,
-        signed: bool,
     ) -> None:
         """Queue scores of `count` rows from `first` on, contiguous at an address."""
         entries = self._sizes.batch * left.heads
-        shape = ProductsShape(left.kind, right.kind, signed, _SIDE)
+        shape = ProductsShape(left.kind, right.kind, _SIDE)
         squares = -(-count // _SIDE) * -(-right.count // _SIDE)
         self._launch(
             load_kernel(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, self._device),
