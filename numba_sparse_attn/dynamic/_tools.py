@@ -65,6 +65,46 @@ class Tools(Protocol):
         """
 
 
+    def compressed(self, rows: Any, stretches: Stretches) -> Any:
+        """Mean of every stretch of rows."""
+
+    def best_attended(
+        self,
+        keys: Any,
+        stretches: Stretches,
+        seen: Limits,
+        factor: float,
+        limits: Limits,
+        always: Always,
+        budgets: Sequence[int],
+    ) -> Sequence[npt.NDArray[np.int32]]:
+        """As :meth:`best`, for every key head of every batch element: blocks by the weights that they get.
+
+        Those are softmax weights of all queries of a row and of all heads of a group, over stretches of keys;
+        each stretch's counts for a block by the share of its keys that lies there.
+
+        Parameters
+        ----------
+        keys : rows
+            One for every stretch.
+        seen : Limits
+            Stretches that each query sees.
+        factor : float
+            On products.
+        limits, always, budgets
+            Blocks, as for :meth:`best`; `budgets` are of query heads.
+        """
+
+    def best_lines(
+        self, first: int, seen: Limits, factor: float, ahead: int, columns: Sequence[int], slashes: Sequence[int]
+    ) -> tuple[Sequence[npt.NDArray[np.int32]], Sequence[npt.NDArray[np.int32]]]:
+        """Keys, and distances from ``-ahead`` on, that get most weight of the queries from `first` on.
+
+        A list of each for every query head of every batch element, ascending, padded with -1; distances are
+        counted from 0, and distance 0 is the first of the best.
+        """
+
+
 class HostTools:
     """Tools for NumPy arrays, which are widened to the type that sums are taken in.
 
@@ -135,6 +175,34 @@ class HostTools:
         return [
             of_head(batch, head) for batch in range(self._sizes.batch) for head in range(self._sizes.heads)
         ]
+
+
+def _by_distance(weights: Floats, place: int, ahead: int, n_k: int) -> Floats:
+    """Sums of weights over distances -ahead .. n_k - 1; the first row stands where key `place` does."""
+    sums = np.zeros(ahead + n_k if n_k else 0, weights.dtype)
+    for row, of_row in enumerate(weights):
+        nearest = place + row - (len(of_row) - 1)  # distance of the row's last key, the least
+        low = max(-ahead, nearest)
+        kept = of_row[::-1][low - nearest :]
+        sums[low + ahead : low + ahead + len(kept)] += kept
+    return sums
+
+
+def _best(sums: Floats, count: int) -> npt.NDArray[np.int32]:
+    """Places of the `count` largest, ascending."""
+    limit, budget = np.array([len(sums)], np.int64), np.array([min(count, len(sums))], np.int64)
+    return largest(sums[None], limit, budget)[0]
+
+
+def _shares(stretches: Stretches, count: int, block: int, blocks: int) -> scipy.sparse.csr_array:
+    """Share of every stretch's keys that lies in every block, ``[blocks, stretches]``."""
+    length = stretches.length
+    starts: Integers = np.arange(count, dtype=np.int64) * stretches.stride
+    stretch, further = spread((starts + length - 1) // block - starts // block + 1)
+    number = starts[stretch] // block + further
+    low = np.maximum(starts[stretch], number * block)
+    high = np.minimum(starts[stretch] + length, (number + 1) * block)
+    return scipy.sparse.csr_array(((high - low) / length, (number, stretch)), shape=(blocks, count))
 
 
 def pick(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .pieces import UNBOUNDED
 
-__all__ = ["NOTHING", "Always", "Limits", "always_of", "limits_of"]
+__all__ = ["NOTHING", "Always", "Limits", "Stretches", "always_of", "limits_of"]
 
 
 class Limits(NamedTuple):
@@ -87,6 +87,22 @@ class Always(NamedTuple):
         reach = limits.values()
         last = np.maximum(reach - np.maximum(self.own(limits), self.first), 0)
         return np.asarray(np.minimum(self.first, reach) + last)
+
+
+class Stretches(NamedTuple):
+    """Stretches of `length` tokens, one every `stride`; only whole ones count."""
+
+    length: int
+    stride: int
+
+    def count(self, n: int) -> int:
+        """How many there are of `n` tokens."""
+        return max(0, (n - self.length) // self.stride + 1)
+
+    def seen(self, n_q: int, n_k: int, *, causal: bool) -> Limits:
+        """How many of the first stretches every query may see: where causal, those that end in time."""
+        offset = n_k - n_q if causal else UNBOUNDED
+        return Limits(n_q, 1, offset, self.stride - self.length, self.stride, self.count(n_k))
 
 
 #: Nothing is chosen before all others.

@@ -5,16 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ...arrays import Dimensions
 from ...errors import EngineError
-from ...formats.limits import Always, Limits
+from ...formats.limits import NOTHING, Always, Limits, Stretches
+from ...formats.pieces import UNBOUNDED
 from .. import memory, staging, streams
 from ..launch import launch, load_kernel
 from ..view import DeviceView, merged_stride
+from .attended import (
+    LINES_SIGNATURE,
+    MASSES_SIGNATURE,
+    SUM_THREADS,
+    WEIGHTS_SIGNATURE,
+    WEIGHTS_WARPS,
+    make_lines,
+    make_masses,
+    make_weights,
+)
 from .best import BEST_SIGNATURE, BEST_WARPS, make_best
 from .blocks import BLOCKS_SIGNATURE, BLOCKS_THREADS, WORD_BYTES, blocks_shape, make_blocks
 from .products import PRODUCTS_SIGNATURE, ProductsShape, make_products
@@ -27,6 +39,18 @@ _SCORES_BYTES = 256 << 20
 #: Sides of the squares that products are computed in.
 _SIDE = 64
 _MOST_ROWS_OF_BLOCKS = 65_535
+
+
+class _Lists(NamedTuple):
+    """What is to be chosen for every row of `heads` heads of every batch element, and where it is written."""
+
+    chosen: npt.NDArray[np.int32]
+    places: DeviceView
+    heads: int
+    limits: Limits
+    always: Always
+    budgets: DeviceView | None
+    budget: int
 
 
 class DeviceTools:
@@ -72,41 +96,162 @@ class DeviceTools:
         budgets: Sequence[int],
     ) -> list[npt.NDArray[np.int32]]:
         """As ``Tools.best``. Waits for the GPU."""
+        lists = self._lists(queries.heads, limits, always, budgets)
+        if lists.chosen.size:
+            with streams.on_device(self._device):
+                panel = self._panel(queries.heads, queries.count, keys.count)
+                scores = self._scores(queries.heads, panel, keys.count)
+                for first in range(0, queries.count, panel):
+                    count = min(panel, queries.count - first)
+                    self._products(queries, keys, limits, 1.0, scores.address, first, count)
+                    self._list_best(lists, scores.address, first, count, keys.count)
+                self._fetch(lists.places, lists.chosen)
+        return list(lists.chosen)
+
+    def best_attended(
+        self,
+        keys: DeviceRows,
+        stretches: Stretches,
+        seen: Limits,
+        factor: float,
+        limits: Limits,
+        always: Always,
+        budgets: Sequence[int],
+    ) -> list[npt.NDArray[np.int32]]:
+        """As ``Tools.best_attended``. Waits for the GPU."""
+        heads, group = keys.heads, self.queries.heads // keys.heads
+        lists = self._lists(heads, limits, always, budgets[::group])
+        if lists.chosen.size:
+            per_row = limits.per_row
+            with streams.on_device(self._device):
+                rows = self._panel(self.queries.heads, limits.rows, keys.count * per_row)
+                scores = self._scores(self.queries.heads, rows * per_row, max(keys.count, 1))
+                masses = self._scores(heads, rows, limits.most)
+                for first in range(0, limits.rows, rows):
+                    count = min(rows, limits.rows - first)
+                    begin = first * per_row
+                    queries = min(count * per_row, limits.queries - begin)
+                    self._weights(keys, seen, factor, scores.address, begin, queries)
+                    self._launch(
+                        load_kernel(
+                            make_masses, self._real.name, MASSES_SIGNATURE, SUM_THREADS, self._device
+                        ),
+                        -(-count * limits.most // SUM_THREADS),
+                        self._sizes.batch * heads,
+                        SUM_THREADS,
+                        (
+                            *(scores.address, masses.address, self._sizes.batch * heads, group),
+                            *(queries, per_row, count, keys.count),
+                            *(stretches.length, stretches.stride, always.block, limits.most),
+                        ),
+                    )
+                    self._list_best(lists, masses.address, first, count, limits.most)
+                self._fetch(lists.places, lists.chosen)
+        return list(lists.chosen)
+
+    def best_lines(
+        self, first: int, seen: Limits, factor: float, ahead: int, columns: Sequence[int], slashes: Sequence[int]
+    ) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]]]:
+        """As ``Tools.best_lines``. Waits for the GPU."""
+        heads, width, size = self.queries.heads, self.keys.count, self._real.itemsize
+        entries = self._sizes.batch * heads
+        found = []
+        with streams.on_device(self._device):
+            sums = [self._room(entries * length * size) for length in (width, ahead + width)]
+            rows = seen.queries - first
+            panel = self._panel(heads, rows, width)
+            scores = self._scores(heads, panel, width)
+            # Without rows there still are sums, all of them 0.
+            for begin in range(0, max(rows, 1), panel):
+                count = min(panel, rows - begin)
+                if count and width:
+                    self._weights(self.keys, seen, factor, scores.address, first + begin, count)
+                self._launch(
+                    load_kernel(make_lines, self._real.name, LINES_SIGNATURE, SUM_THREADS, self._device),
+                    -(-(ahead + width) // SUM_THREADS) if width else 0,
+                    entries,
+                    SUM_THREADS,
+                    (
+                        *(scores.address, sums[0].address, sums[1].address, entries, count, width),
+                        *(first + begin + width - seen.queries, ahead),
+                        *(int(begin == 0), int(begin + count == rows)),
+                    ),
+                )
+            for room, length, budgets in zip(sums, (width, ahead + width if width else 0), (columns, slashes), strict=True):
+                lists = self._lists(heads, Limits(1, 1, UNBOUNDED, 0, 1, length), NOTHING, budgets)
+                if lists.chosen.size:
+                    self._list_best(lists, room.address, 0, 1, length)
+                    self._fetch(lists.places, lists.chosen)
+                found.append([of_head[0] for of_head in lists.chosen])
+        return found[0], found[1]
+
+    def compressed(self, keys: DeviceRows, stretches: Stretches) -> DeviceRows:
+        """As ``Tools.compressed``."""
+        return self._blocks(keys, stretches.length, "means", stretches.stride, stretches.count(keys.count))
+
+    def given(self, view: DeviceView) -> DeviceRows:
+        """Rows of another array of the call's key heads, which lies on the same GPU."""
+        with streams.on_device(self._device):
+            streams.wait(self._stream, view.stream, self._device)
+            return self._rows_of(view)
+
+    # Launches
+
+    def _lists(self, heads: int, limits: Limits, always: Always, budgets: Sequence[int]) -> _Lists:
+        """Room for lists of all rows of so many heads of every batch element."""
         counts = np.maximum(max(budgets), always.counts(limits))
         width = int(np.minimum(counts, limits.values()).max(initial=0))
-        chosen = np.empty((self._sizes.batch * self._sizes.heads, queries.count, width), np.int32)
-        if not chosen.size:
-            return list(chosen)
-        entries, _, columns = len(chosen), queries.count, keys.count
+        chosen = np.empty((self._sizes.batch * heads, limits.rows, width), np.int32)
         with streams.on_device(self._device):
-            places = self._room(chosen.nbytes)
-            room = entries * columns * self._real.itemsize
-            panel = min(queries.count, max(1, _SCORES_BYTES // (room * _SIDE)) * _SIDE)
-            scores = self._room(room * panel)
             several = None
             if len(set(budgets)) > 1:
                 several = staging.to_device(np.array(budgets, np.int32), self._device, self._stream)
-            for first in range(0, queries.count, panel):
-                count = min(panel, queries.count - first)
-                self._products(queries, keys, limits, scores.address, first, count)
-                self._launch(
-                    load_kernel(make_best, self._real.name, BEST_SIGNATURE, 32 * BEST_WARPS, self._device),
-                    -(-count // BEST_WARPS),
-                    entries,
-                    32 * BEST_WARPS,
-                    (
-                        *(scores.address, places.address + 4 * first * width),
-                        *(several.address if several else 0, budgets[0]),
-                        *(entries, self._sizes.heads, first, count, columns, queries.count, width),
-                        *limits,
-                        *always,
-                    ),
-                )
-            self._fetch(places, chosen)
-        return list(chosen)
+            return _Lists(chosen, self._room(chosen.nbytes), heads, limits, always, several, budgets[0])
 
-    def _blocks(self, rows: DeviceRows, block: int, what: str) -> DeviceRows:
-        stretches = -(-rows.count // block)
+    def _list_best(self, lists: _Lists, scores: int, first: int, count: int, columns: int) -> None:
+        """Queue lists of `count` rows from `first` on."""
+        entries, rows, width = lists.chosen.shape
+        self._launch(
+            load_kernel(make_best, self._real.name, BEST_SIGNATURE, 32 * BEST_WARPS, self._device),
+            -(-count // BEST_WARPS),
+            entries,
+            32 * BEST_WARPS,
+            (
+                *(scores, lists.places.address + 4 * first * width),
+                *(lists.budgets.address if lists.budgets else 0, lists.budget),
+                *(entries, lists.heads, first, count, columns, rows, width),
+                *lists.limits,
+                *lists.always,
+            ),
+        )
+
+    def _panel(self, heads: int, rows: int, columns: int) -> int:
+        """How many rows of all heads are scored at a time."""
+        row = self._sizes.batch * heads * columns * self._real.itemsize
+        return max(1, min(rows, max(1, _SCORES_BYTES // max(row * _SIDE, 1)) * _SIDE))
+
+    def _scores(self, heads: int, rows: int, columns: int) -> DeviceView:
+        return self._room(self._sizes.batch * heads * rows * columns * self._real.itemsize)
+
+    def _weights(
+        self, keys: DeviceRows, seen: Limits, factor: float, scores: int, first: int, count: int
+    ) -> None:
+        """Queue weights of `count` queries from `first` on, contiguous at an address."""
+        self._products(self.queries, keys, seen, factor, scores, first, count)
+        entries = self._sizes.batch * self.queries.heads
+        self._launch(
+            load_kernel(make_weights, self._real.name, WEIGHTS_SIGNATURE, 32 * WEIGHTS_WARPS, self._device),
+            -(-count // WEIGHTS_WARPS),
+            entries,
+            32 * WEIGHTS_WARPS,
+            (scores, entries, first, count, keys.count, *seen),
+        )
+
+    def _blocks(
+        self, rows: DeviceRows, block: int, what: str, step: int | None = None, count: int | None = None
+    ) -> DeviceRows:
+        """Of every `block` rows, or of `count` stretches of as many that begin every `step` rows."""
+        stretches = -(-rows.count // block) if count is None else count
         width = rows.width * (1 if what == "means" else 2)
         entries = self._sizes.batch * rows.heads
         with streams.on_device(self._device):
@@ -129,7 +274,7 @@ class DeviceTools:
                     (
                         *rows.arguments,
                         *(entries, rows.heads, rows.count, rows.width),
-                        *(block, block, stretches, room.address),
+                        *(block, step or block, stretches, room.address),
                     ),
                 )
         return self._contiguous(room, rows.heads, stretches, width)
@@ -139,6 +284,7 @@ class DeviceTools:
         left: DeviceRows,
         right: DeviceRows,
         limits: Limits,
+        factor: float,
         scores: int,
         first: int,
         count: int,
@@ -158,7 +304,7 @@ class DeviceTools:
                 *(entries, left.heads, left.heads // right.heads, left.width),
                 *(first, count, right.count),
                 *limits,
-                *(1.0, scores),
+                *(factor, scores),
             ),
         )
 
@@ -199,6 +345,8 @@ class DeviceTools:
         self, kernel: object, blocks: int, entries: int, threads: int, arguments: tuple[float, ...]
     ) -> None:
         """Queue so many blocks for each of some entries, which are heads of all batch elements."""
+        if not blocks:
+            return
         grid = blocks, min(entries, _MOST_ROWS_OF_BLOCKS), -(-entries // _MOST_ROWS_OF_BLOCKS)
         launch(kernel, grid, threads, streams.stream_object(self._stream, self._device), arguments)
 
