@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..formats.limits import always_of, limits_of
+from ..formats.limits import Limits, Stretches, always_of, limits_of
 from ..jit import kernel
 from ..patterns._block_tables import BlockTables, stacked_tables
 from ..patterns._spans import blocks
@@ -56,6 +56,14 @@ class Blocks:
     def best(self, queries: Any, keys: Any, budgets: Sequence[int]) -> Sequence[npt.NDArray[np.int32]]:
         """The choice of all heads by products of rows, one for every block: see :meth:`Tools.best`."""
         return self._call.tools.best(queries, keys, self.limits, self._always, budgets)
+
+    def best_attended(
+        self, keys: Any, stretches: Stretches, seen: Limits, factor: float, budgets: Sequence[int]
+    ) -> Sequence[npt.NDArray[np.int32]]:
+        """The choice of all key heads by the weights that blocks get: see :meth:`Tools.best_attended`."""
+        return self._call.tools.best_attended(
+            keys, stretches, seen, factor, self.limits, self._always, budgets
+        )
 
     def over_panels(
         self, count: int, budget: int, scores: Callable[[slice], Floats]

@@ -81,6 +81,14 @@ class Call:
         sizes = arrays.check_arrays(queries, keys, keys)
         return cls(sizes, causal, HostTools(sizes, queries, keys))
 
+    def beside(self, value: Any, name: str) -> Any:
+        """Another array of the call, which has to lie where q and k do: a NumPy array or a view."""
+        if isinstance(self.tools, HostTools):
+            return arrays.host_array(value, name)
+        from ..cuda.interchange import device_views
+
+        return (device_views(("q", name), (self.tools.queries.hold[0].owner, value)) or ())[-1]
+
     @property
     def q(self) -> Floats:
         """``[batch, heads, n_q, d]`` in the type that sums are taken in, on the host."""

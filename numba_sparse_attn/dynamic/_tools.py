@@ -7,11 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 
 from ..arrays import Dimensions
-from ..formats.limits import Always, Limits
-from ..patterns._spans import blocks
-from ._panels import Floats, for_each_rows, largest, scores_of
+from ..formats.limits import Always, Limits, Stretches
+from ..patterns._spans import blocks, spread
+from ._panels import Floats, Integers, for_each_rows, largest, scores_of, softmax_rows
+from .compression import compress
 
 __all__ = ["HostTools", "Tools", "extremes_of_blocks", "mean_of_blocks", "pick"]
 
@@ -64,9 +66,11 @@ class Tools(Protocol):
             Keys of a row, for every query head; more where more than that are chosen before all others.
         """
 
-
     def compressed(self, rows: Any, stretches: Stretches) -> Any:
         """Mean of every stretch of rows."""
+
+    def given(self, array: Any) -> Any:
+        """Rows of another array of the call's key heads, which lies in the same memory."""
 
     def best_attended(
         self,
@@ -96,7 +100,13 @@ class Tools(Protocol):
         """
 
     def best_lines(
-        self, first: int, seen: Limits, factor: float, ahead: int, columns: Sequence[int], slashes: Sequence[int]
+        self,
+        first: int,
+        seen: Limits,
+        factor: float,
+        ahead: int,
+        columns: Sequence[int],
+        slashes: Sequence[int],
     ) -> tuple[Sequence[npt.NDArray[np.int32]], Sequence[npt.NDArray[np.int32]]]:
         """Keys, and distances from ``-ahead`` on, that get most weight of the queries from `first` on.
 
@@ -130,7 +140,7 @@ class HostTools:
 
     def keys(self, batch: int, head: int) -> Floats:
         """``[n_k, d]`` of the key head that a query head reads."""
-        return np.asarray(self.k[batch, head * self._sizes.kv_heads // self._sizes.heads])
+        return np.asarray(self.k[batch, self._key_head(head)])
 
     def means(self, rows: HostRows, block: int) -> HostRows:
         """As :meth:`Tools.means`."""
@@ -172,9 +182,77 @@ class HostTools:
                 lambda rows: scores_of(left[rows], right, reach[rows]),
             )
 
-        return [
-            of_head(batch, head) for batch in range(self._sizes.batch) for head in range(self._sizes.heads)
-        ]
+        heads = range(self._sizes.heads)
+        return [of_head(batch, head) for batch in range(self._sizes.batch) for head in heads]
+
+    def compressed(self, rows: HostRows, stretches: Stretches) -> HostRows:
+        """As :meth:`Tools.compressed`."""
+        return lambda batch, head: compress(rows(batch, head), *stretches)
+
+    def given(self, array: Floats) -> HostRows:
+        """Rows of another array of the call's key heads."""
+        shaped = array.reshape(*self.k.shape[:2], *array.shape[-2:]).astype(self.k.dtype)
+        return lambda batch, head: shaped[batch, self._key_head(head)]
+
+    def best_attended(
+        self,
+        keys: HostRows,
+        stretches: Stretches,
+        seen: Limits,
+        factor: float,
+        limits: Limits,
+        always: Always,
+        budgets: Sequence[int],
+    ) -> list[npt.NDArray[np.int32]]:
+        """As :meth:`Tools.best_attended`."""
+        group = self._sizes.heads // self._sizes.kv_heads
+        visible, per_row = seen.values(), limits.per_row
+        shares = _shares(stretches, seen.most, always.block, limits.most).astype(self.k.dtype)
+
+        def of_group(batch: int, head: int) -> npt.NDArray[np.int32]:
+            tokens = keys(batch, head)
+
+            def masses(rows: slice) -> Floats:
+                some = slice(rows.start * per_row, min(rows.stop * per_row, limits.queries))
+                mine = visible[some]
+                weights = np.zeros((len(mine), int(mine.max(initial=0))), tokens.dtype)
+                for member in range(head, head + group):
+                    scores = factor * scores_of(self.queries(batch, member)[some], tokens, mine)
+                    weights += softmax_rows(scores, mine)
+                summed = np.add.reduceat(weights, np.arange(0, len(mine), per_row), axis=0)
+                return np.ascontiguousarray((shares[:, : summed.shape[1]] @ summed.T).T)
+
+            return pick(limits, always, per_row * max(seen.most, limits.most), budgets[head], masses)
+
+        heads = range(0, self._sizes.heads, group)
+        return [of_group(batch, head) for batch in range(self._sizes.batch) for head in heads]
+
+    def best_lines(
+        self,
+        first: int,
+        seen: Limits,
+        factor: float,
+        ahead: int,
+        columns: Sequence[int],
+        slashes: Sequence[int],
+    ) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]]]:
+        """As :meth:`Tools.best_lines`."""
+        limits, n_k = seen.values()[first:], seen.most
+        kept, distances = [], []
+        for batch in range(self._sizes.batch):
+            for head in range(self._sizes.heads):
+                scores = factor * scores_of(self.queries(batch, head)[first:], self.keys(batch, head), limits)
+                weights = softmax_rows(scores, limits)
+                sums = _by_distance(weights, first + n_k - seen.queries, ahead, n_k)
+                if len(sums):
+                    sums[ahead] = np.inf
+                totals = np.pad(weights.sum(axis=0), (0, n_k - weights.shape[1]))
+                kept.append(_best(totals, columns[head]))
+                distances.append(_best(sums, slashes[head]))
+        return kept, distances
+
+    def _key_head(self, head: int) -> int:
+        return head * self._sizes.kv_heads // self._sizes.heads
 
 
 def _by_distance(weights: Floats, place: int, ahead: int, n_k: int) -> Floats:

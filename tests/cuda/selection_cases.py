@@ -23,6 +23,7 @@ import numba_sparse_attn as nsa
 from numba_sparse_attn.cuda import interchange, staging, streams
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.selection import tools
+from numba_sparse_attn.cuda.selection.attended import make_lines, make_masses, make_weights
 from numba_sparse_attn.cuda.selection.best import make_best
 from numba_sparse_attn.cuda.view import DeviceView
 from numba_sparse_attn.dynamic.catalogue import SELECTIONS, Case
@@ -41,6 +42,10 @@ EXAMPLES = [
     for number, case in enumerate(SELECTIONS[name].examples())
 ]
 by_name = pytest.mark.parametrize("name", sorted(ON_DEVICE))
+
+
+#: Which arguments are addresses that a kernel writes to; the last of those that are not here.
+WRITTEN = {make_best: (1,), make_masses: (1,), make_lines: (1, 2), make_weights: (0,)}
 
 
 class Memory:
@@ -69,12 +74,16 @@ class Memory:
     def launch(self, kernel, grid, threads, stream, arguments):
         make, shape, signature = kernel
         self.launched.append(make.__name__)
-        written = arguments[1 if make is make_best else -1]
+        written = [arguments[place] for place in WRITTEN.get(make, (-1,))]
         typed = [kind(argument) for kind, argument in zip(signature.args, arguments, strict=True)]
         readable, writable = [], []
         for array in self._known():
             low, high = np.lib.array_utils.byte_bounds(array)
-            (writable if low <= written < high else readable).append(array)
+            changes = any(low <= address < high for address in written)
+            if changes:
+                writable.append(array)
+            if not changes or make is make_weights:
+                readable.append(array)
         with guarded(readable, writable), dirty_memory(), np.errstate(all="ignore"):
             cuda.jit(make(shape))[grid, threads](*typed)
 
@@ -144,6 +153,21 @@ def test_examples_are_what_the_definition_says(entry, case):
     np.testing.assert_array_equal(masks(made), entry.brute_force(case))
     # Lists of blocks only; what top_k chooses are keys.
     assert memory.fetched < q.nbytes or entry.name == "top_k"
+
+
+def test_compressed_keys_of_the_users_own():
+    q, k = Case(24, 24).arrays()
+    tokens = nsa.dynamic.compress(np.roll(k, 1, axis=-1), 4, 2)
+    arguments = {"block": 4, "length": 4, "stride": 2, "causal": True}
+    with simulated() as memory:
+        there = [memory.tensor(array) for array in (q, k, tokens)]
+        made = nsa.dynamic.nsa_blocks(*there[:2], 3, **arguments, compressed=there[2])
+        with pytest.raises(nsa.EngineError, match="compressed in host memory"):
+            nsa.dynamic.nsa_blocks(*there[:2], 3, **arguments, compressed=tokens)
+        with pytest.raises(nsa.ShapeError, match="one token a stretch"):
+            nsa.dynamic.nsa_blocks(*there[:2], 3, **arguments, compressed=there[1])
+    expected = nsa.dynamic.nsa_blocks(q, k, 3, **arguments, compressed=tokens)
+    np.testing.assert_array_equal(masks(made), masks(expected))
 
 
 @by_name

@@ -1,4 +1,4 @@
-"""What scores become where a choice follows attention: weights, and their sums by blocks of keys or by lines."""
+"""What scores become where a choice follows attention: weights, and sums of these by blocks or by lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ WEIGHTS_SIGNATURE = types.void(
 )
 
 MASSES_SIGNATURE = types.void(
-    *[types.int64] * 2,  # weights, contiguous: [entries * group, queries, columns]; sums: [entries, rows, blocks]
+    *[types.int64]
+    * 2,  # weights, contiguous: [entries * group, queries, columns]; sums: [entries, rows, blocks]
     *[types.int64] * 2,  # entries (key heads of all batch elements), heads to a key head
     *[types.int64] * 4,  # queries that there are, queries of a row, rows, columns
     *[types.int64] * 4,  # keys of a stretch, from one stretch to the next, keys of a block, blocks
@@ -146,7 +147,7 @@ def make_masses(kind: str) -> Callable[..., None]:
 
 @functools.cache
 def make_lines(kind: str) -> Callable[..., None]:
-    """Weights added up by their key, and by how far before its row's own place the key lies; one thread a sum.
+    """Weights added up by key, and by how far the key lies before the row's own place; one thread a sum.
 
     Distance 0, which is always chosen first, gets infinity at the end.
     """

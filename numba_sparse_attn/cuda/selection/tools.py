@@ -150,7 +150,13 @@ class DeviceTools:
         return list(lists.chosen)
 
     def best_lines(
-        self, first: int, seen: Limits, factor: float, ahead: int, columns: Sequence[int], slashes: Sequence[int]
+        self,
+        first: int,
+        seen: Limits,
+        factor: float,
+        ahead: int,
+        columns: Sequence[int],
+        slashes: Sequence[int],
     ) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]]]:
         """As ``Tools.best_lines``. Waits for the GPU."""
         heads, width, size = self.queries.heads, self.keys.count, self._real.itemsize
@@ -177,7 +183,9 @@ class DeviceTools:
                         *(int(begin == 0), int(begin + count == rows)),
                     ),
                 )
-            for room, length, budgets in zip(sums, (width, ahead + width if width else 0), (columns, slashes), strict=True):
+            for room, length, budgets in zip(
+                sums, (width, ahead + width if width else 0), (columns, slashes), strict=True
+            ):
                 lists = self._lists(heads, Limits(1, 1, UNBOUNDED, 0, 1, length), NOTHING, budgets)
                 if lists.chosen.size:
                     self._list_best(lists, room.address, 0, 1, length)
