@@ -13,6 +13,7 @@ import weakref
 from dataclasses import replace
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import event, given, settings
@@ -22,7 +23,7 @@ from numba import cuda
 import numba_sparse_attn as nsa
 from numba_sparse_attn.cuda import interchange, staging, streams
 from numba_sparse_attn.cuda.device.simulated import guarded
-from numba_sparse_attn.cuda.selection import tools
+from numba_sparse_attn.cuda.selection import place, tools
 from numba_sparse_attn.cuda.selection.attended import make_lines, make_masses, make_weights
 from numba_sparse_attn.cuda.selection.best import make_best
 from numba_sparse_attn.cuda.view import DeviceView
@@ -67,6 +68,10 @@ class Memory:
     def scratch(self, nbytes, device, stream, library):
         return self.view(nan_filled((-(-nbytes // 8),), np.float64))
 
+    def allocate(self, library, shape, dtype, device, stream):
+        array = nan_filled(shape, dtype)
+        return replace(self.view(array), library=library, owner=fake.Tensor(array))
+
     def to_host(self, view, array, stream):
         array[...] = seen(view)
         self.fetched += array.nbytes
@@ -100,6 +105,10 @@ def one_core():
     os.sched_setaffinity(0, before)
 
 
+def loaded(make, shape, signature, threads, device):
+    return make, shape, signature
+
+
 @contextlib.contextmanager
 def simulated(scores_bytes=4096):
     """PyTorch on stream 70; `scores_bytes` of scores exist at a time."""
@@ -126,14 +135,9 @@ def simulated(scores_bytes=4096):
         mock.patch.multiple(
             staging, to_device=lambda array, device, stream: memory.view(array), to_host=memory.to_host
         ),
-        mock.patch.object(tools.memory, "scratch", memory.scratch),
-        mock.patch.multiple(
-            tools,
-            load_kernel=lambda make, shape, signature, threads, device: (make, shape, signature),
-            launch=memory.launch,
-            _SIDE=16,
-            _SCORES_BYTES=scores_bytes,
-        ),
+        mock.patch.multiple(place.memory, scratch=memory.scratch, allocate=memory.allocate),
+        mock.patch.multiple(place, load_kernel=loaded, launch=memory.launch),
+        mock.patch.multiple(tools, load_kernel=loaded, _SIDE=16, _SCORES_BYTES=scores_bytes),
     ):
         interchange._torch_stream.cache_clear()
         yield memory
@@ -153,6 +157,32 @@ def test_examples_are_what_the_definition_says(entry, case):
     np.testing.assert_array_equal(masks(made), entry.brute_force(case))
     # Lists of blocks only; what top_k chooses are keys.
     assert memory.fetched < q.nbytes or entry.name == "top_k"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lead", [(), (2,), (2, 1, 2)])
+def test_compressed_arrays_are_the_callers(dtype, lead):
+    x = np.random.default_rng(0).standard_normal((*lead, 21, 8)).astype(DTYPES[dtype])
+    expected = nsa.dynamic.compress(x, 4, 3)
+    with simulated() as memory:
+        made = nsa.dynamic.compress(memory.tensor(x), 4, 3)
+        nothing = nsa.dynamic.compress(memory.tensor(x), 40, 3)
+    assert isinstance(made, fake.Tensor) and made.array.dtype == x.dtype
+    # Sums of four in another order, and rounded once.
+    error = np.abs(made.array.astype(np.float64) - expected.astype(np.float64)).max()
+    assert error <= 2 * np.abs(expected.astype(np.float64)).max() * ml_dtypes.finfo(x.dtype).eps
+    assert nothing.array.shape == (*lead, 0, 8)
+
+
+def test_the_three_branches():
+    q, k = Case(24, 24).arrays()
+    arguments = {"block": 4, "length": 4, "stride": 2, "causal": True}
+    with simulated() as memory:
+        made = nsa.dynamic.nsa_branches(memory.tensor(q), memory.tensor(k), 3, 5, **arguments)
+    expected = nsa.dynamic.nsa_branches(q, k, 3, 5, **arguments)
+    np.testing.assert_array_equal(masks(made.selected), masks(expected.selected))
+    assert made.window.equals(expected.window) and made.compressed.equals(expected.compressed)
+    np.testing.assert_allclose(made.keys.array, expected.keys, rtol=1e-15, atol=1e-15)
 
 
 def test_compressed_keys_of_the_users_own():

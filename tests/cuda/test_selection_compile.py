@@ -10,6 +10,16 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
+from numba_sparse_attn.cuda.selection.attended import (
+    LINES_SIGNATURE,
+    MASSES_SIGNATURE,
+    SUM_THREADS,
+    WEIGHTS_SIGNATURE,
+    WEIGHTS_WARPS,
+    make_lines,
+    make_masses,
+    make_weights,
+)
 from numba_sparse_attn.cuda.selection.best import BEST_SIGNATURE, BEST_WARPS, make_best
 from numba_sparse_attn.cuda.selection.blocks import (
     BLOCKS_SIGNATURE,
@@ -67,5 +77,15 @@ def test_products(dtype, target):
 
 @by_target
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_best(kind, target):
-    compiled_of(make_best, kind, BEST_SIGNATURE, 32 * BEST_WARPS, target, registers=64)
+@pytest.mark.parametrize(
+    ("make", "signature", "threads"),
+    [
+        (make_best, BEST_SIGNATURE, 32 * BEST_WARPS),
+        (make_weights, WEIGHTS_SIGNATURE, 32 * WEIGHTS_WARPS),
+        (make_masses, MASSES_SIGNATURE, SUM_THREADS),
+        (make_lines, LINES_SIGNATURE, SUM_THREADS),
+    ],
+    ids=["best", "weights", "masses", "lines"],
+)
+def test_what_is_made_of_scores(make, signature, threads, kind, target):
+    compiled_of(make, kind, signature, threads, target, registers=96)

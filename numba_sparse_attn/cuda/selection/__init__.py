@@ -7,6 +7,7 @@ pattern is an object of the host.
 
 from __future__ import annotations
 
+from .compress import compress_view
 from .tools import DeviceTools
 
-__all__ = ["DeviceTools"]
+__all__ = ["DeviceTools", "compress_view"]

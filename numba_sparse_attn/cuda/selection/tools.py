@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,8 +13,8 @@ from ...errors import EngineError
 from ...formats.limits import NOTHING, Always, Limits, Stretches
 from ...formats.pieces import UNBOUNDED
 from .. import memory, staging, streams
-from ..launch import launch, load_kernel
-from ..view import DeviceView, merged_stride
+from ..launch import load_kernel
+from ..view import DeviceView
 from .attended import (
     LINES_SIGNATURE,
     MASSES_SIGNATURE,
@@ -28,7 +26,7 @@ from .attended import (
     make_weights,
 )
 from .best import BEST_SIGNATURE, BEST_WARPS, make_best
-from .blocks import BLOCKS_SIGNATURE, BLOCKS_THREADS, WORD_BYTES, blocks_shape, make_blocks
+from .place import Place
 from .products import PRODUCTS_SIGNATURE, ProductsShape, make_products
 from .rows import DeviceRows
 
@@ -38,7 +36,6 @@ __all__ = ["DeviceTools"]
 _SCORES_BYTES = 256 << 20
 #: Sides of the squares that products are computed in.
 _SIDE = 64
-_MOST_ROWS_OF_BLOCKS = 65_535
 
 
 class _Lists(NamedTuple):
@@ -63,11 +60,11 @@ class DeviceTools:
 
     def __init__(self, sizes: Dimensions, q: DeviceView, k: DeviceView) -> None:
         self._sizes = sizes
-        self._device, self._library = q.device, q.library
+        self._device = q.device
         self._real = np.dtype(np.float64 if sizes.dtype == np.float64 else np.float32)
         with streams.on_device(self._device):
-            self._stream = memory.join((q, k))
-            if streams.is_capturing(self._stream):
+            self._at = Place(q.device, memory.join((q, k)), q.library)
+            if streams.is_capturing(self._at.stream):
                 raise EngineError(
                     "a selection by content while the stream is captured into a CUDA graph",
                     "selections outside of a capture: which pairs are chosen is known when kernels have run",
@@ -132,7 +129,7 @@ class DeviceTools:
                     begin = first * per_row
                     queries = min(count * per_row, limits.queries - begin)
                     self._weights(keys, seen, factor, scores.address, begin, queries)
-                    self._launch(
+                    self._at.launch(
                         load_kernel(
                             make_masses, self._real.name, MASSES_SIGNATURE, SUM_THREADS, self._device
                         ),
@@ -163,7 +160,7 @@ class DeviceTools:
         entries = self._sizes.batch * heads
         found = []
         with streams.on_device(self._device):
-            sums = [self._room(entries * length * size) for length in (width, ahead + width)]
+            sums = [self._at.room(entries * length * size) for length in (width, ahead + width)]
             rows = seen.queries - first
             panel = self._panel(heads, rows, width)
             scores = self._scores(heads, panel, width)
@@ -172,7 +169,7 @@ class DeviceTools:
                 count = min(panel, rows - begin)
                 if count and width:
                     self._weights(self.keys, seen, factor, scores.address, first + begin, count)
-                self._launch(
+                self._at.launch(
                     load_kernel(make_lines, self._real.name, LINES_SIGNATURE, SUM_THREADS, self._device),
                     -(-(ahead + width) // SUM_THREADS) if width else 0,
                     entries,
@@ -200,10 +197,13 @@ class DeviceTools:
     def given(self, view: DeviceView) -> DeviceRows:
         """Rows of another array of the call's key heads, which lies on the same GPU."""
         with streams.on_device(self._device):
-            streams.wait(self._stream, view.stream, self._device)
+            streams.wait(self._at.stream, view.stream, self._device)
             return self._rows_of(view)
 
     # Launches
+
+    def _rows_of(self, array: DeviceView) -> DeviceRows:
+        return self._at.rows_of(array.with_leading_axis() if self._sizes.flat else array)
 
     def _lists(self, heads: int, limits: Limits, always: Always, budgets: Sequence[int]) -> _Lists:
         """Room for lists of all rows of so many heads of every batch element."""
@@ -213,13 +213,13 @@ class DeviceTools:
         with streams.on_device(self._device):
             several = None
             if len(set(budgets)) > 1:
-                several = staging.to_device(np.array(budgets, np.int32), self._device, self._stream)
-            return _Lists(chosen, self._room(chosen.nbytes), heads, limits, always, several, budgets[0])
+                several = staging.to_device(np.array(budgets, np.int32), self._device, self._at.stream)
+            return _Lists(chosen, self._at.room(chosen.nbytes), heads, limits, always, several, budgets[0])
 
     def _list_best(self, lists: _Lists, scores: int, first: int, count: int, columns: int) -> None:
         """Queue lists of `count` rows from `first` on."""
         entries, rows, width = lists.chosen.shape
-        self._launch(
+        self._at.launch(
             load_kernel(make_best, self._real.name, BEST_SIGNATURE, 32 * BEST_WARPS, self._device),
             -(-count // BEST_WARPS),
             entries,
@@ -239,7 +239,7 @@ class DeviceTools:
         return max(1, min(rows, max(1, _SCORES_BYTES // max(row * _SIDE, 1)) * _SIDE))
 
     def _scores(self, heads: int, rows: int, columns: int) -> DeviceView:
-        return self._room(self._sizes.batch * heads * rows * columns * self._real.itemsize)
+        return self._at.room(self._sizes.batch * heads * rows * columns * self._real.itemsize)
 
     def _weights(
         self, keys: DeviceRows, seen: Limits, factor: float, scores: int, first: int, count: int
@@ -247,7 +247,7 @@ class DeviceTools:
         """Queue weights of `count` queries from `first` on, contiguous at an address."""
         self._products(self.queries, keys, seen, factor, scores, first, count)
         entries = self._sizes.batch * self.queries.heads
-        self._launch(
+        self._at.launch(
             load_kernel(make_weights, self._real.name, WEIGHTS_SIGNATURE, 32 * WEIGHTS_WARPS, self._device),
             -(-count // WEIGHTS_WARPS),
             entries,
@@ -260,32 +260,14 @@ class DeviceTools:
     ) -> DeviceRows:
         """Of every `block` rows, or of `count` stretches of as many that begin every `step` rows."""
         stretches = -(-rows.count // block) if count is None else count
-        width = rows.width * (1 if what == "means" else 2)
-        entries = self._sizes.batch * rows.heads
+        width, batch, kind = rows.width * (1 if what == "means" else 2), self._sizes.batch, self._real.name
+        sizes = {"length": block, "step": step or block, "stretches": stretches}
         with streams.on_device(self._device):
-            room = self._room(entries * stretches * width * self._real.itemsize)
-            if entries * stretches:
-                itemsize = self._sizes.dtype.itemsize
-                shape = blocks_shape(
-                    rows.kind,
-                    itemsize,
-                    rows.width,
-                    self._real.name,
-                    what=what,
-                    words=rows.aligned(WORD_BYTES, itemsize),
-                )
-                self._launch(
-                    load_kernel(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, self._device),
-                    stretches,
-                    entries,
-                    BLOCKS_THREADS,
-                    (
-                        *rows.arguments,
-                        *(entries, rows.heads, rows.count, rows.width),
-                        *(block, step or block, stretches, room.address),
-                    ),
-                )
-        return self._contiguous(room, rows.heads, stretches, width)
+            room = self._at.room(batch * rows.heads * stretches * width * self._real.itemsize)
+            self._at.queue_blocks(rows, batch, what, **sizes, result=kind, target=room.address)
+        size = self._real.itemsize
+        strides = (rows.heads * stretches * width * size, stretches * width * size, width * size, size)
+        return DeviceRows(room.address, 0, strides, kind, rows.heads, stretches, width, room)
 
     def _products(
         self,
@@ -301,7 +283,7 @@ class DeviceTools:
         entries = self._sizes.batch * left.heads
         shape = ProductsShape(left.kind, right.kind, _SIDE)
         squares = -(-count // _SIDE) * -(-right.count // _SIDE)
-        self._launch(
+        self._at.launch(
             load_kernel(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, self._device),
             squares,
             entries,
@@ -316,52 +298,10 @@ class DeviceTools:
             ),
         )
 
-    # Memory and launches
-
-    def _rows_of(self, array: DeviceView) -> DeviceRows:
-        """The rows of q or k where they lie."""
-        view = array.with_leading_axis() if self._sizes.flat else array
-        (heads, count, width), (head, row, column) = view.shape[-3:], view.strides[-3:]
-        merged = merged_stride(view.shape[:-3], view.strides[:-3])
-        table = None
-        if merged is None and view.size:
-            places = itertools.product(*map(range, view.shape[:-3]))
-            addresses = [
-                view.address + sum(map(math.prod, zip(place, view.strides, strict=False))) for place in places
-            ]
-            table = staging.to_device(np.array(addresses, np.int64), self._device, self._stream)
-        return DeviceRows(
-            view.address,
-            table.address if table else 0,
-            (merged or 0, head, row, column),
-            view.dtype.name,
-            heads,
-            count,
-            width,
-            (array, table),
-        )
-
-    def _contiguous(self, room: DeviceView, heads: int, count: int, width: int) -> DeviceRows:
-        size = self._real.itemsize
-        strides = (heads * count * width * size, count * width * size, width * size, size)
-        return DeviceRows(room.address, 0, strides, self._real.name, heads, count, width, room)
-
-    def _room(self, nbytes: int) -> DeviceView:
-        return memory.scratch(nbytes, self._device, self._stream, self._library)
-
-    def _launch(
-        self, kernel: object, blocks: int, entries: int, threads: int, arguments: tuple[float, ...]
-    ) -> None:
-        """Queue so many blocks for each of some entries, which are heads of all batch elements."""
-        if not blocks:
-            return
-        grid = blocks, min(entries, _MOST_ROWS_OF_BLOCKS), -(-entries // _MOST_ROWS_OF_BLOCKS)
-        launch(kernel, grid, threads, streams.stream_object(self._stream, self._device), arguments)
-
     def _fetch(self, room: DeviceView, array: npt.NDArray[np.int32]) -> None:
         """Copy to the host, once all that was queued has run."""
         strides = array.strides
         view = DeviceView(
-            room.address, array.shape, strides, array.dtype, self._device, self._stream, "other", room
+            room.address, array.shape, strides, array.dtype, self._device, self._at.stream, "other", room
         )
-        staging.to_host(view, array, self._stream)
+        staging.to_host(view, array, self._at.stream)
