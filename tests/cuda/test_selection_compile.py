@@ -88,4 +88,4 @@ def test_products(dtype, target):
     ids=["best", "weights", "masses", "lines"],
 )
 def test_what_is_made_of_scores(make, signature, threads, kind, target):
-    compiled_of(make, kind, signature, threads, target, registers=96)
+    compiled_of(make, kind, signature, threads, target, registers=128)

@@ -8,8 +8,8 @@ import pytest
 import numba_sparse_attn as nsa
 from numba_sparse_attn import dynamic
 
-from ..selected import assert_chosen
-from .libraries import each_dtype, each_library, each_of, modules, put, random_array
+from ..selected import assert_attended, assert_chosen
+from .libraries import each_dtype, each_library, each_of, fetch, modules, put, random_array
 
 pytestmark = pytest.mark.gpu
 
@@ -47,6 +47,37 @@ def check(case, q, k, there, causal, budget=4):
 def test_what_is_chosen(case, dtype, library, causal):
     q, k = arrays_of(dtype)
     check(case, q, k, (put(library, q), put(library, k)), causal)
+
+
+@each_library
+@each_dtype
+@pytest.mark.parametrize("query_block", [1, 64])
+def test_blocks_by_attention(library, dtype, query_block):
+    q, k = arrays_of(dtype)
+    sizes = {"block": 64, "length": 32, "stride": 16, "query_block": query_block}
+    made = dynamic.nsa_blocks(put(library, q), put(library, k), 5, **sizes, causal=True)
+    members = [made.members[i] for i in made.member_of.flat]
+    assert_attended(q, k, members, budget=5, causal=True, **sizes)
+
+
+@each_library
+@each_dtype
+@pytest.mark.parametrize("causal", [False, True])
+def test_lines(library, dtype, causal):
+    """Sums of 64 weights each, of which those at the edge of the choice are percents apart."""
+    q, k = arrays_of(dtype)
+    made = dynamic.vertical_slash(put(library, q), put(library, k), 12, 20, causal=causal)
+    expected = dynamic.vertical_slash(q, k, 12, 20, causal=causal)
+    assert all(made.members[i].equals(expected.members[i]) for i in made.member_of.flat)
+
+
+@each_of("torch", "cupy", "jax")
+def test_compressed_keys(library):
+    _, k = arrays_of(np.dtype(np.float32))
+    made = dynamic.compress(put(library, k), 32, 16)
+    assert type(made) is type(put(library, k))
+    error = np.abs(fetch(library, made) - dynamic.compress(k.astype(np.float64), 32, 16)).max()
+    assert error <= 33 * 2.0**-24 * np.abs(k).max()
 
 
 @each_of("torch", "cupy")
