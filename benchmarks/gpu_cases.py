@@ -300,6 +300,7 @@ def _selections() -> Iterator[SelectCase]:
     for selection, arguments in (
         ("block_top_k", {"budget": tenth, "block": 128}),
         ("quest", {"budget": tenth, "page": 128, "query_block": 128}),
+        ("nsa_blocks", {"budget": tenth, "block": 128, "query_block": 128}),
     ):
         for causal in (False, True):
             setting = Selection(n, n, {**arguments, "causal": causal}, heads=16, kv_heads=16, head_dim=128)

@@ -191,7 +191,7 @@ class Call:
                 f"finite numbers of shape ({layout}), or ({self.heads}, {layout}) for one set a head",
                 f"correct {name}",
             )
-        wide = array.astype(self.q.dtype)
+        wide = array.astype(np.float64 if self.sizes.dtype == np.float64 else np.float32)
         return np.broadcast_to(wide, (self.heads, *wide.shape[wide.ndim - len(shape) :]))
 
     def of_heads(self, make: Callable[[int, int], _Made], *, shared: bool = False) -> list[_Made]:

@@ -72,6 +72,11 @@ class Tools(Protocol):
     def given(self, array: Any) -> Any:
         """Rows of another array of the call's key heads, which lies in the same memory."""
 
+    def projections(self, directions: Floats, rows: Any) -> Sequence[npt.NDArray[np.float64]]:
+        """Products of all rows with a direction, in float64: ``[n]`` for every query head of every batch
+        element, from ``directions [heads, width]``.
+        """
+
     def best_attended(
         self,
         keys: Any,
@@ -193,6 +198,14 @@ class HostTools:
         """Rows of another array of the call's key heads."""
         shaped = array.reshape(*self.k.shape[:2], *array.shape[-2:]).astype(self.k.dtype)
         return lambda batch, head: shaped[batch, self._key_head(head)]
+
+    def projections(self, directions: Floats, rows: HostRows) -> list[npt.NDArray[np.float64]]:
+        """As :meth:`Tools.projections`."""
+        return [
+            rows(batch, head).astype(np.float64) @ direction
+            for batch in range(self._sizes.batch)
+            for head, direction in enumerate(directions)
+        ]
 
     def best_attended(
         self,

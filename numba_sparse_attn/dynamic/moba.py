@@ -69,9 +69,9 @@ def moba(q: Any, k: Any, budget: Any, block: int, *, causal: bool = False) -> Pa
 
     Use: as in mixture of block attention (MoBA, 2025), which trains with it; the gate has no parameters.
 
-    Avoid: with blocks much longer than what belongs together: the mean of everything is like nothing. For long
-    sequences at the speed of whole tiles: there :func:`block_top_k` chooses by the mean of these scores over
-    the queries of a block.
+    Avoid: with blocks much longer than what belongs together: the mean of everything is like nothing. For
+    long sequences at the speed of whole tiles: there :func:`block_top_k` chooses by the mean of these scores
+    over the queries of a block.
 
     Examples
     --------

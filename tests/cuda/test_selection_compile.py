@@ -27,7 +27,7 @@ from numba_sparse_attn.cuda.selection.blocks import (
     blocks_shape,
     make_blocks,
 )
-from numba_sparse_attn.cuda.selection.products import PRODUCTS_SIGNATURE, ProductsShape, make_products
+from numba_sparse_attn.cuda.selection.products import PRODUCTS_SIGNATURE, make_products, products_shape
 from numba_sparse_attn.testing import DTYPES
 
 from .compiling import disassembled
@@ -45,8 +45,8 @@ def real_of(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
-def compiled_of(make, shape, signature, threads, target, *, registers):
-    compiled = compile_kernel(make(shape), signature, TARGETS[target], threads)
+def compiled_of(make, shape, signature, threads, target, *, registers, blocks=1):
+    compiled = compile_kernel(make(shape), signature, TARGETS[target], threads, blocks)
     assert f"for '{target}'" in compiled.report
     assert "warning" not in compiled.report.lower()
     stack, stores, loads, used = map(int, _REPORT.search(compiled.report).groups())
@@ -69,10 +69,10 @@ def test_blocks(dtype, target, what, words):
 @by_target
 @by_dtype
 def test_products(dtype, target):
-    """Two blocks of 256 threads have 128 registers a thread."""
-    shape = ProductsShape(dtype, real_of(dtype))
-    room = 128 if dtype != "float64" else 168
-    compiled_of(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, target, registers=room)
+    """Two blocks of 256 threads have 128 registers a thread, and 64 sums stay in them; on sm_80 one block."""
+    shape = products_shape(dtype, real_of(dtype))
+    sizes = {"blocks": shape.resident, "registers": 128 if target == "sm_90a" else 168}
+    compiled_of(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, target, **sizes)
 
 
 @by_target

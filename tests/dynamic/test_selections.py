@@ -26,7 +26,16 @@ EXAMPLES = [
 by_entry = pytest.mark.parametrize("entry", SELECTIONS.values(), ids=list(SELECTIONS))
 by_example = pytest.mark.parametrize(("entry", "case"), EXAMPLES)
 #: Selections that read arrays in GPU memory where they lie: tests/cuda/selection_cases.py has them.
-ON_DEVICE = {"block_top_k", "moba", "nsa_blocks", "quest", "top_k", "vertical_slash"}
+ON_DEVICE = {
+    "adaptive",
+    "block_top_k",
+    "landmarks_by_structure",
+    "moba",
+    "nsa_blocks",
+    "quest",
+    "top_k",
+    "vertical_slash",
+}
 #: Beyond the edge of a tile and of a panel.
 LONGER = 300
 

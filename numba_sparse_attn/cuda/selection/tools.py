@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,16 @@ from .attended import (
 )
 from .best import BEST_SIGNATURE, BEST_WARPS, make_best
 from .place import Place
-from .products import PRODUCTS_SIGNATURE, ProductsShape, make_products
+from .products import PRODUCTS_SIGNATURE, make_products, products_shape
 from .rows import DeviceRows
 
 __all__ = ["DeviceTools"]
 
-#: Scores that exist at a time.
-_SCORES_BYTES = 256 << 20
-#: Sides of the squares that products are computed in.
-_SIDE = 64
+#: Scores that exist at a time, unless a few rows of all heads are more: an H200's second-level cache, of
+#: which this is half, then has them for all kernels that read them. Assumed, not measured.
+_SCORES_BYTES = 32 << 20
+#: Rows that are scored at a time are a multiple of this.
+_ROWS = 128
 
 
 class _Lists(NamedTuple):
@@ -194,6 +195,23 @@ class DeviceTools:
         """As ``Tools.compressed``."""
         return self._blocks(keys, stretches.length, "means", stretches.stride, stretches.count(keys.count))
 
+    def projections(self, directions: npt.NDArray[Any], rows: DeviceRows) -> list[npt.NDArray[np.float64]]:
+        """As ``Tools.projections``. Waits for the GPU."""
+        heads, width = directions.shape
+        size = np.dtype(np.float64).itemsize
+        found = np.empty((self._sizes.batch * heads, rows.count))
+        if found.size:
+            with streams.on_device(self._device):
+                room = self._at.room(found.nbytes)
+                there = np.ascontiguousarray(directions, np.float64)
+                copy = staging.to_device(there, self._device, self._at.stream)
+                strides = (0, width * size, width * size, size)
+                left = DeviceRows(copy.address, 0, strides, "float64", heads, 1, width, copy)
+                everything = Limits(1, 1, UNBOUNDED, 0, 1, rows.count)
+                self._products(left, rows, everything, 1.0, room.address, 0, 1)
+                self._fetch(room, found)
+        return list(found)
+
     def given(self, view: DeviceView) -> DeviceRows:
         """Rows of another array of the call's key heads, which lies on the same GPU."""
         with streams.on_device(self._device):
@@ -236,7 +254,7 @@ class DeviceTools:
     def _panel(self, heads: int, rows: int, columns: int) -> int:
         """How many rows of all heads are scored at a time."""
         row = self._sizes.batch * heads * columns * self._real.itemsize
-        return max(1, min(rows, max(1, _SCORES_BYTES // max(row * _SIDE, 1)) * _SIDE))
+        return max(1, min(rows, max(1, _SCORES_BYTES // max(row * _ROWS, 1)) * _ROWS))
 
     def _scores(self, heads: int, rows: int, columns: int) -> DeviceView:
         return self._at.room(self._sizes.batch * heads * rows * columns * self._real.itemsize)
@@ -281,10 +299,12 @@ class DeviceTools:
     ) -> None:
         """Queue scores of `count` rows from `first` on, contiguous at an address."""
         entries = self._sizes.batch * left.heads
-        shape = ProductsShape(left.kind, right.kind, _SIDE)
-        squares = -(-count // _SIDE) * -(-right.count // _SIDE)
+        shape = products_shape(left.kind, right.kind)
+        squares = -(-count // shape.side) * -(-right.count // shape.side)
         self._at.launch(
-            load_kernel(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, self._device),
+            load_kernel(
+                make_products, shape, PRODUCTS_SIGNATURE, shape.threads, self._device, blocks=shape.resident
+            ),
             squares,
             entries,
             shape.threads,
@@ -298,7 +318,7 @@ class DeviceTools:
             ),
         )
 
-    def _fetch(self, room: DeviceView, array: npt.NDArray[np.int32]) -> None:
+    def _fetch(self, room: DeviceView, array: npt.NDArray[Any]) -> None:
         """Copy to the host, once all that was queued has run."""
         strides = array.strides
         view = DeviceView(
