@@ -12,7 +12,7 @@ import scipy.sparse
 from ..arrays import Dimensions
 from ..formats.limits import Always, Limits, Stretches
 from ..patterns._spans import blocks, spread
-from ._panels import Floats, Integers, for_each_rows, largest, scores_of, softmax_rows
+from ._panels import Floats, Integers, for_each_panel, for_each_rows, largest, scores_of, softmax_rows
 from .compression import compress
 
 __all__ = ["HostTools", "Tools", "extremes_of_blocks", "mean_of_blocks", "pick"]
@@ -117,6 +117,14 @@ class Tools(Protocol):
 
         A list of each for every query head of every batch element, ascending, padded with -1; distances are
         counted from 0, and distance 0 is the first of the best.
+        """
+
+    def best_received(
+        self, first: int, seen: Limits, factor: float, budgets: Sequence[int]
+    ) -> Sequence[npt.NDArray[np.int32]]:
+        """Keys that get most weight of the queries from `first` on, which may be many: summed in float64.
+
+        A list for every query head of every batch element, ascending, padded with -1.
         """
 
 
@@ -263,6 +271,29 @@ class HostTools:
                 kept.append(_best(totals, columns[head]))
                 distances.append(_best(sums, slashes[head]))
         return kept, distances
+
+    def best_received(
+        self, first: int, seen: Limits, factor: float, budgets: Sequence[int]
+    ) -> list[npt.NDArray[np.int32]]:
+        """As :meth:`Tools.best_received`."""
+        limits = seen.values()[first:]
+
+        def of_head(batch: int, head: int) -> npt.NDArray[np.int32]:
+            sums: dict[int, Floats] = {}
+
+            def work(rows: slice, scores: Floats) -> None:
+                scores *= factor
+                sums[rows.start] = softmax_rows(scores, limits[rows]).sum(axis=0, dtype=np.float64)
+
+            for_each_panel(self.queries(batch, head)[first:], self.keys(batch, head), limits, work)
+            # In order, whichever thread was first: the same bits every time.
+            received = np.zeros(seen.most)
+            for start in sorted(sums):
+                received[: len(sums[start])] += sums[start]
+            return _best(received, budgets[head])
+
+        heads = range(self._sizes.heads)
+        return [of_head(batch, head) for batch in range(self._sizes.batch) for head in heads]
 
     def _key_head(self, head: int) -> int:
         return head * self._sizes.kv_heads // self._sizes.heads

@@ -29,6 +29,7 @@ by_example = pytest.mark.parametrize(("entry", "case"), EXAMPLES)
 ON_DEVICE = {
     "adaptive",
     "block_top_k",
+    "landmarks_by_importance",
     "landmarks_by_structure",
     "moba",
     "nsa_blocks",

@@ -43,7 +43,7 @@ MASSES_SIGNATURE = types.void(
 )
 
 LINES_SIGNATURE = types.void(
-    *[types.int64] * 3,  # weights, contiguous: [entries, rows, columns]; sums of columns, and of distances
+    *[types.int64] * 3,  # weights, contiguous: [entries, rows, columns]; sums by column and by distance
     *[types.int64] * 3,  # entries, rows, columns
     *[types.int64] * 2,  # the key beside which the first row stands, and how far a row looks ahead
     *[types.int64] * 2,  # whether these are the first rows, and the last
@@ -147,13 +147,13 @@ def make_masses(kind: str) -> Callable[..., None]:
 
 @functools.cache
 def make_lines(kind: str) -> Callable[..., None]:
-    """Weights added up by key, and by how far the key lies before the row's own place; one thread a sum.
+    """Weights added up by key, and by how far the key lies before the row's own place; one thread a sum. In
+    float64: there may be as many rows as queries.
 
     Distance 0, which is always chosen first, gets infinity at the end.
     """
-    real = float64 if kind == "float64" else float32
     size = _size_of(kind)
-    load, load_sum, store = load_element(kind), load_written(kind), store_element(kind)
+    load, load_sum, store = load_element(kind), load_written("float64"), store_element("float64")
 
     def kernel(
         weights, by_column, by_distance, entries, rows, columns, place, ahead, fresh, complete
@@ -164,23 +164,23 @@ def make_lines(kind: str) -> Callable[..., None]:
             return
         weights += size * number * rows * columns
         if item < columns:
-            target = by_column + size * (number * columns + item)
-            total = real(0.0)
+            target = by_column + 8 * (number * columns + item)
+            total = float64(0.0)
             if fresh == 0:
                 total = load_sum(target)
             for row in range(rows):
-                total += load(weights + size * (row * columns + item))
+                total += float64(load(weights + size * (row * columns + item)))
             store(target, total)
-        target = by_distance + size * (number * (ahead + columns) + item)
-        total = real(0.0)
+        target = by_distance + 8 * (number * (ahead + columns) + item)
+        total = float64(0.0)
         if fresh == 0:
             total = load_sum(target)
         for row in range(rows):
             column = place + row - (item - ahead)
             if 0 <= column and column < columns:
-                total += load(weights + size * (row * columns + column))
+                total += float64(load(weights + size * (row * columns + column)))
         if complete != 0 and item == ahead:
-            total = real(math.inf)
+            total = float64(math.inf)
         store(target, total)
 
     return kernel

@@ -157,11 +157,11 @@ class DeviceTools:
         slashes: Sequence[int],
     ) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]]]:
         """As ``Tools.best_lines``. Waits for the GPU."""
-        heads, width, size = self.queries.heads, self.keys.count, self._real.itemsize
+        heads, width = self.queries.heads, self.keys.count
         entries = self._sizes.batch * heads
         found = []
         with streams.on_device(self._device):
-            sums = [self._at.room(entries * length * size) for length in (width, ahead + width)]
+            sums = [self._at.room(8 * entries * length) for length in (width, ahead + width)]
             rows = seen.queries - first
             panel = self._panel(heads, rows, width)
             scores = self._scores(heads, panel, width)
@@ -186,10 +186,16 @@ class DeviceTools:
             ):
                 lists = self._lists(heads, Limits(1, 1, UNBOUNDED, 0, 1, length), NOTHING, budgets)
                 if lists.chosen.size:
-                    self._list_best(lists, room.address, 0, 1, length)
+                    self._list_best(lists, room.address, 0, 1, length, "float64")
                     self._fetch(lists.places, lists.chosen)
                 found.append([of_head[0] for of_head in lists.chosen])
         return found[0], found[1]
+
+    def best_received(
+        self, first: int, seen: Limits, factor: float, budgets: Sequence[int]
+    ) -> list[npt.NDArray[np.int32]]:
+        """As ``Tools.best_received``. Waits for the GPU."""
+        return self.best_lines(first, seen, factor, 0, budgets, [0] * len(budgets))[0]
 
     def compressed(self, keys: DeviceRows, stretches: Stretches) -> DeviceRows:
         """As ``Tools.compressed``."""
@@ -234,11 +240,13 @@ class DeviceTools:
                 several = staging.to_device(np.array(budgets, np.int32), self._device, self._at.stream)
             return _Lists(chosen, self._at.room(chosen.nbytes), heads, limits, always, several, budgets[0])
 
-    def _list_best(self, lists: _Lists, scores: int, first: int, count: int, columns: int) -> None:
-        """Queue lists of `count` rows from `first` on."""
+    def _list_best(
+        self, lists: _Lists, scores: int, first: int, count: int, columns: int, kind: str | None = None
+    ) -> None:
+        """Queue lists of `count` rows from `first` on; scores of another type than others if there is one."""
         entries, rows, width = lists.chosen.shape
         self._at.launch(
-            load_kernel(make_best, self._real.name, BEST_SIGNATURE, 32 * BEST_WARPS, self._device),
+            load_kernel(make_best, kind or self._real.name, BEST_SIGNATURE, 32 * BEST_WARPS, self._device),
             -(-count // BEST_WARPS),
             entries,
             32 * BEST_WARPS,
