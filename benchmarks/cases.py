@@ -246,6 +246,7 @@ GPU_TINY: tuple[Case, ...] = (
     HostCase("tiny/gpu_host_backward", "backward", _TINY_WINDOW),
     HostCase("tiny/gpu_host_api", "api", _TINY_WINDOW),
     PlanCase("tiny/gpu_plan", _TINY_WINDOW, device="gpu"),
+    SelectCase("tiny/gpu_select", "block_top_k", 640, "float16", "gpu", peers=("sdpa_cudnn",)),
     AttentionCase("tiny/gpu_energy", _TINY_WINDOW, dtype="float16", dense=False, energy=True, device="gpu"),
     *(
         AttentionCase(

@@ -12,6 +12,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from numba_sparse_attn.dynamic.catalogue import Case as Selection
+
 from . import sweeps
 from .kinds import (
     AttentionCase,
@@ -23,6 +25,7 @@ from .kinds import (
     MemoryCase,
     PatternSpec,
     RateCase,
+    SelectCase,
 )
 
 __all__ = ["DENSE_PEERS", "GRAPH_PEERS", "gpu_cases", "gpu_quick_cases"]
@@ -289,6 +292,26 @@ def _tiles() -> Iterator[AttentionCase]:
         yield _gpu(f"tile/long_{n}", spec, 8, head_dim=128)
 
 
+def _selections() -> Iterator[SelectCase]:
+    """Selections by content with attention over what they select, a tenth of all pairs, in one call; beside
+    dense attention. What is chosen in other blocks than whole tiles is measured on the host: `select/*`.
+    """
+    n, tenth = 32_768, 26
+    for selection, arguments in (
+        ("block_top_k", {"budget": tenth, "block": 128}),
+        ("quest", {"budget": tenth, "page": 128, "query_block": 128}),
+        ("nsa_blocks", {"budget": tenth, "block": 128, "query_block": 128}),
+    ):
+        for causal in (False, True):
+            setting = Selection(n, n, {**arguments, "causal": causal}, heads=16, kv_heads=16, head_dim=128)
+            name = f"gpu-select/{selection}_{n}{'_causal' if causal else ''}"
+            # The dense kernel is timed on all pairs, which is what it would need without a selection.
+            goals = () if causal else (Goal("speedup", 1.0, at_least=True, over="sdpa_cudnn"),)
+            yield SelectCase(
+                name, selection, n, "float16", "gpu", setting=setting, peers=("sdpa_cudnn",), goals=goals
+            )
+
+
 def _passes(
     name: str,
     spec: PatternSpec,
@@ -389,6 +412,7 @@ def gpu_cases() -> list[Case]:
         *_random_graph(),
         *_tiles(),
         *_orders(),
+        *_selections(),
         *_power_law(),
         *HOST,
         *MEMORY,

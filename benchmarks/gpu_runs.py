@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numba_sparse_attn as nsa
+from numba_sparse_attn.dynamic.catalogue import SELECTIONS
 from numba_sparse_attn.patterns.catalogue import CATALOGUE
 
 from .gpu import Gpu
 from .host_runs import calls_of
-from .kinds import GatherCase, HostCase, MemoryCase, PatternSpec, RateCase
+from .kinds import AttentionCase, GatherCase, HostCase, MemoryCase, PatternSpec, RateCase, SelectCase
+from .peers import GPU_PEERS, Contender
 from .peers.numpy_sgemm import product_flops
 from .peers.own import Own
 from .rows import Row
 from .workload import NotHere, make_workload
 
-__all__ = ["gather", "host_cost", "memory", "rate"]
+__all__ = ["gather", "host_cost", "memory", "rate", "selecting"]
 
 
 def _timed(name: str, run: Callable[[], object], gpu: Gpu, seconds: float) -> Row:
@@ -39,6 +41,62 @@ def rate(case: RateCase, gpu: Gpu, seed: int, seconds: float) -> tuple[str, Row]
         raise NotHere(f"{gpu.arrays.name} has no matrix product")
     timed = _timed(name, multiply, gpu, seconds)
     return name, {**timed, "size": case.size, "gflops": product_flops(case.size) / timed["seconds"] / 1e9}
+
+
+def selecting(
+    case: SelectCase, own: Own, peers: Sequence[Contender], gpu: Gpu, seed: int, seconds: float
+) -> Row:
+    """Seconds of a call that selects, plans and attends, from arrays on the GPU to an array on the GPU.
+
+    What selecting takes of that is timed apart, and so is attention over a plan that is there. Both of the
+    former wait for the GPU, as whoever selects does; peers do not, and are timed as everywhere.
+    """
+    sizes, select = case.sizes, SELECTIONS[case.selection].select
+    shown = AttentionCase(
+        case.name,
+        PatternSpec("full", {"n": case.length}),
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=case.dtype,
+        device="gpu",
+    )
+    workload = make_workload(shown, seed, gpu)
+    q, k, v = workload.q, workload.k, workload.v
+    pattern = select(q, k, **sizes.arguments)
+    plan = nsa.plan(
+        pattern,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=case.dtype,
+        engine=own.engine,
+        device=gpu.device,
+    )
+    runners: dict[str, Callable[[], object]] = {
+        "whole": lambda: nsa.sparse_attention(q, k, v, select(q, k, **sizes.arguments), engine=own.engine),
+        "select": lambda: select(q, k, **sizes.arguments),
+        "attend": lambda: plan(q, k, v),
+    }
+    for peer in peers:
+        if not (peer.why_absent() or peer.why_not(workload)):
+            runners[peer.name] = peer.prepare(workload).runner(workload)
+    waits = dict.fromkeys(("whole", "select"), gpu.synchronize)
+    timed = gpu.interleave(runners, seconds_each=seconds, waits=waits)
+    whole = timed["whole"].fields()
+    return {
+        "engine": plan.engine,
+        "nnz": pattern.nnz,
+        "density": 1.0 - pattern.sparsity,
+        "clock": "host",
+        "select_seconds": timed["select"].median,
+        "attention_seconds": timed["attend"].median,
+        "peer_seconds": {name: timed[name].median for name in runners if name in GPU_PEERS},
+        "speedup": {
+            name: timed[name].median / timed["whole"].median for name in runners if name in GPU_PEERS
+        },
+        **whole,
+    }
 
 
 def gather(case: GatherCase, gpu: Gpu, seed: int, seconds: float) -> Row:

@@ -285,12 +285,18 @@ class HostCase:
 
 @dataclass(frozen=True)
 class SelectCase:
-    """A selection by content in its usual setting for a length, and attention over what it selects.
+    """A selection by content, and attention over what it selects.
+
+    On a GPU what is timed is a call that selects, plans and computes attention, beside dense attention.
 
     Attributes
     ----------
     selection : str
         Name of a function in :mod:`numba_sparse_attn.dynamic`.
+    setting : Case of a selection, optional
+        Sizes and arguments other than the usual ones for the length.
+    peers : tuple of str
+        Who computes attention over all pairs.
     """
 
     name: str
@@ -298,11 +304,14 @@ class SelectCase:
     length: int
     dtype: str = "float32"
     device: str = "cpu"
+    setting: SelectionCase | None = None
+    peers: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = ()
 
     @property
     def sizes(self) -> SelectionCase:
-        """Lengths, heads and arguments, as the selection's own table has them."""
-        return SELECTIONS[self.selection].scaled(self.length)
+        """Lengths, heads and arguments; the usual ones are in the selection's own table."""
+        return self.setting or SELECTIONS[self.selection].scaled(self.length)
 
     @property
     def label(self) -> str:

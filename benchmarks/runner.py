@@ -199,6 +199,9 @@ def _on_gpu(case: Case, field: Field, gpu: Gpu, seed: int, seconds: float) -> li
             measured = gpu_runs.host_cost(case, own, gpu, seed)
         elif isinstance(case, PlanCase):
             name, measured = own.name, host_runs.planning(case, own, seconds)
+        elif isinstance(case, SelectCase):
+            peers = [field.peers[name] for name in case.peers if name in field.peers]
+            name, measured = own.name, gpu_runs.selecting(case, own, peers, gpu, seed, seconds)
         else:
             assert isinstance(case, MemoryCase)
             name, measured = own.name, gpu_runs.memory(case, own, gpu, seed)

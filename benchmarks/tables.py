@@ -196,12 +196,16 @@ def _memory(rows: list[Row]) -> str:
 def _select(rows: list[Row]) -> str:
     def line(row: Row) -> list[str]:
         if row["status"] != "measured":
-            return [row["case"], row["pattern"], "", "", f"{row['status']}: {row['reason']}"]
+            return [row["case"], row["pattern"], "", "", f"{row['status']}: {row['reason']}", "", ""]
         sparsity = f"{1 - row['density']:.1%}"
-        times = (format_seconds(row[name]) for name in ("seconds", "attention_seconds"))
-        return [row["case"], row["pattern"], sparsity, *times]
+        # On a GPU "seconds" are those of selecting, planning and attention in one call.
+        times = [row.get("select_seconds", row["seconds"]), row["attention_seconds"]]
+        whole = format_seconds(row["seconds"]) if "select_seconds" in row else ""
+        beside = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in row.get("speedup", {}).items())
+        return [row["case"], row["pattern"], sparsity, *map(format_seconds, times), whole, beside]
 
-    return format_table(["case", "selection", "sparsity", "to select", "attention"], map(line, rows))
+    heads = ["case", "selection", "sparsity", "to select", "attention", "one call of both", "speed"]
+    return format_table(heads, map(line, rows))
 
 
 def _cold(rows: list[Row]) -> str:

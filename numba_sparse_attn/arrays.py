@@ -24,6 +24,7 @@ __all__ = [
     "check_dtype",
     "check_scale",
     "host_array",
+    "in_device_memory",
     "output_array",
 ]
 
@@ -97,7 +98,7 @@ def as_array(value: Any, name: str) -> Array:
 
 def host_array(value: Any, name: str) -> Array:
     """As :func:`as_array`, for what is computed on the host only: arrays in GPU memory are refused."""
-    if not isinstance(value, np.ndarray) and _in_device_memory(value):
+    if in_device_memory(value):
         raise EngineError(
             f"{name} in GPU memory",
             "arrays in host memory, for this function",
@@ -106,8 +107,10 @@ def host_array(value: Any, name: str) -> Array:
     return as_array(value, name)
 
 
-def _in_device_memory(value: Any) -> bool:
+def in_device_memory(value: Any) -> bool:
     """Whether an array of another library says that it is not on the host."""
+    if isinstance(value, np.ndarray):
+        return False
     if hasattr(value, "__dlpack_device__"):
         try:
             return int(value.__dlpack_device__()[0]) not in _HOST_MEMORY

@@ -47,7 +47,8 @@ ALLOWED = {
     "patterns": HOST | {"orders"},
     "arrays": HOST,
     # Selections by content read q and k and give patterns: below plans and engines, like patterns.
-    "dynamic": HOST | {"arrays", "orders", "patterns"},
+    # Arrays in GPU memory are read there, by kernels that know numbers and no pattern.
+    "dynamic": HOST | {"arrays", "orders", "patterns", "cuda.interchange", "cuda.selection"},
     # What users say of scores, and what engines and the oracle are told: below plans, like patterns.
     "scores": HOST | {"arrays", "reference_scores"},
     "cpu": HOST,
@@ -69,6 +70,7 @@ ALLOWED = {
     "cuda.staging": HOST | DEVICE_ARRAYS,
     "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "cuda.orders": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
+    "cuda.selection": HOST | DEVICE_ARRAYS | {"arrays", "cuda.device", "cuda.launch"},
     "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "choices": HOST | {"patterns"},
     "reference_engine": HOST | {"reference", "reference_normalisers", "scores"},

@@ -19,7 +19,11 @@ How this package is built:
   table of block numbers where every query has its own. Pairs are written out when an engine asks for them.
 - What is learned is learned here, from nothing but q, k and attention: the gradients of
   :class:`BlockPredictor` are written by hand, and :class:`Adam` follows them.
-- Arrays in GPU memory are refused.
+- A selection says its rule once, in terms of what ``Tools`` (``_tools.py``) compute from rows of q and k:
+  on the host, or by kernels where arrays lie in GPU memory. From there nothing comes back but what was
+  chosen, and a call waits for that once (`vertical_slash` twice). Sums are of the same terms in another
+  order, so scores that are closer than rounding may change places between host and GPU. What has no kernels
+  refuses arrays in GPU memory.
 """
 
 from __future__ import annotations

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..formats.pieces import make_pieces
+from ..formats.limits import Limits, Stretches, always_of, limits_of
 from ..jit import kernel
+from ..patterns._block_tables import BlockTables, stacked_tables
 from ..patterns._spans import blocks
+from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from ._call import Call, Floats, Integers
-from ._panels import for_each_rows, largest, scores_of
+from ._tools import pick
 
-__all__ = ["Blocks", "extremes_of_blocks", "mean_of_blocks"]
-
-
-def mean_of_blocks(array: Floats, block: int) -> Floats:
-    """Mean of every `block` rows, ``[blocks, d]``; the last block may have fewer."""
-    begins, ends = blocks(len(array), block)
-    if not len(begins):
-        return array
-    sums = np.add.reduceat(array, begins, axis=0)
-    return np.asarray(sums / (ends - begins)[:, None].astype(array.dtype))
-
-
-def extremes_of_blocks(array: Floats, block: int) -> Floats:
-    """Maxima and then minima of the channels over every `block` rows, ``[blocks, 2 * d]``."""
-    begins = blocks(len(array), block)[0]
-    if not len(begins):
-        return np.concatenate([array, array], axis=1)
-    return np.concatenate(
-        [np.maximum.reduceat(array, begins, axis=0), np.minimum.reduceat(array, begins, axis=0)], axis=1
-    )
+__all__ = ["Blocks"]
 
 
 class Blocks:
@@ -46,6 +30,7 @@ class Blocks:
 
     Attributes
     ----------
+    limits : Limits
     reach : int64 [query blocks]
         Blocks of keys, from the first on, that any of the queries may see.
     """
@@ -53,60 +38,38 @@ class Blocks:
     def __init__(
         self, call: Call, block: int, *, query_block: int = 1, first: int = 0, local: int = 1
     ) -> None:
-        self._call, self._block, self._query_block, self._first = call, block, query_block, first
-        begins, ends = blocks(call.n_q, query_block)
-        if call.causal:
-            self.reach = -(-np.clip(ends + call.offset, 0, call.n_k) // block)
-            self._own = np.maximum(begins + call.offset, 0) // block - (local - 1)
-        else:
-            self.reach = np.full(len(begins), -(-call.n_k // block), np.int64)
-            self._own = self.reach
-        self._rows = begins, ends
+        self._call, self._block, self._query_block = call, block, query_block
+        self.limits = limits_of(call.n_q, call.n_k, causal=call.causal, per_row=query_block, block=block)
+        self.reach = self.limits.values()
+        self._always = always_of(block, causal=call.causal, first=first, local=local)
+        self._rows = blocks(call.n_q, query_block)
 
     @property
     def forced(self) -> Integers:
         """How many blocks every block of queries gets before all others."""
-        own = np.maximum(self.reach - np.maximum(self._own, self._first), 0)
-        return np.asarray(np.minimum(self._first, self.reach) + own)
+        return self._always.counts(self.limits)
 
     def always(self, rows: slice, count: int) -> npt.NDArray[np.bool_]:
         """Which of the first `count` blocks are chosen before all others, ``[rows, count]``."""
-        place = np.arange(count)
-        return np.asarray((place >= self._own[rows, None]) | (place < self._first))
+        return self._always.mask(self.limits, rows, count)
 
-    def choose(self, queries: Floats, keys: Floats, budget: int) -> npt.NDArray[np.int32]:
-        """As :meth:`over_panels`, by ``queries @ keys.T`` with a row for every block in both."""
-        return self.over_panels(
-            len(keys), budget, lambda rows: scores_of(queries[rows], keys, self.reach[rows])
+    def best(self, queries: Any, keys: Any, budgets: Sequence[int]) -> Sequence[npt.NDArray[np.int32]]:
+        """The choice of all heads by products of rows, one for every block: see :meth:`Tools.best`."""
+        return self._call.tools.best(queries, keys, self.limits, self._always, budgets)
+
+    def best_attended(
+        self, keys: Any, stretches: Stretches, seen: Limits, factor: float, budgets: Sequence[int]
+    ) -> Sequence[npt.NDArray[np.int32]]:
+        """The choice of all key heads by the weights that blocks get: see :meth:`Tools.best_attended`."""
+        return self._call.tools.best_attended(
+            keys, stretches, seen, factor, self.limits, self._always, budgets
         )
 
     def over_panels(
         self, count: int, budget: int, scores: Callable[[slice], Floats]
     ) -> npt.NDArray[np.int32]:
-        """Numbers of the chosen blocks of every block of queries, ascending, padded with -1.
-
-        Parameters
-        ----------
-        count : int
-            What decides how many rows are scored at a time: blocks of keys, or more if that takes more.
-        budget : int
-            Blocks of keys; more where more than that are chosen before all others.
-        scores : callable
-            ``scores(rows)`` gives ``[rows, blocks of keys]``, at least up to the panel's reach.
-        """
-        budgets = np.maximum(budget, self.forced)
-        width = int(np.minimum(budgets, self.reach).max(initial=0))
-        chosen = np.full((len(self.reach), width), -1, np.int32)
-
-        def work(rows: slice) -> None:
-            found = scores(rows)
-            found[self.always(rows, found.shape[1])] = np.inf
-            best = largest(found, self.reach[rows], budgets[rows])
-            chosen[rows, : best.shape[1]] = best[:, :width]
-
-        if width:
-            for_each_rows(len(self.reach), count, work)
-        return chosen
+        """The choice of one head by any scores: see :func:`~numba_sparse_attn.dynamic._tools.pick`."""
+        return pick(self.limits, self._always, count, budget, scores)
 
     def within(self, pairs: int, scores: Floats) -> npt.NDArray[np.int32]:
         """As :meth:`over_panels`, all blocks of queries drawing on one budget of pairs.
@@ -149,25 +112,22 @@ class Blocks:
         behind = triangle(last) - triangle(last - rows)
         return np.asarray(behind[:, :-1] - behind[:, 1:])
 
-    def pattern(self, chosen: npt.NDArray[np.int32], name: str) -> Pattern:
-        """What the queries of every block see of the blocks that were chosen for them."""
-        call, shape = self._call, (self._call.n_q, self._call.n_k)
+    def patterns(self, tables: Sequence[npt.NDArray[np.int32]], name: str) -> Pattern | HeadPatterns:
+        """What the queries of every block see of the blocks that were chosen for them.
+
+        Parameters
+        ----------
+        tables : sequence of int32 [rows, width]
+            Of every query head of every batch element, as :meth:`best` gives them; or of every key head.
+        """
+        call = self._call
+        shape = call.n_q, call.n_k
         if self._query_block == 1:
-            return Pattern.from_rows(shape, partial(_rows, chosen, self._block, call.visible), name=name)
-        block_row, place = np.nonzero(chosen >= 0)
-        number = chosen[block_row, place].astype(np.int64)
-        # Neighbors become one piece: most choices have some, and pieces are drawn one by one.
-        starts = np.ones(len(number), np.bool_)
-        starts[1:] = (np.diff(number) != 1) | (np.diff(block_row) != 0)
-        first = np.flatnonzero(starts)
-        last = np.append(first[1:], len(number))[: len(first)] - 1
-        begins, ends = self._rows
-        pieces = make_pieces(
-            rows=(begins[block_row[first]], ends[block_row[first]]),
-            columns=(number[first] * self._block, np.minimum((number[last] + 1) * self._block, call.n_k)),
-            differences=call.differences,
-        )
-        return Pattern.from_pieces(shape, pieces, name=name)
+            rows = [partial(_rows, table, self._block, call.visible) for table in tables]
+            return call.stacked([Pattern.from_rows(shape, one, name=name) for one in rows])
+        chosen = stacked_tables(tables)
+        held = BlockTables(chosen, shape, self._block, self._query_block, call.causal)
+        return call.stacked([Pattern(shape, source, name) for source in held.sources()])
 
 
 def _rows(

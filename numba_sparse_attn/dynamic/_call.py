@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import arrays
 from ..errors import ArgumentError, ShapeError
+from ..formats.limits import limits_of
 from ..formats.pieces import UNBOUNDED, make_pieces
 from ..patterns._arguments import check_flag, check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
+from ._panels import Floats, Integers
+from ._tools import HostTools, Tools
 
 __all__ = ["Call", "Floats", "Integers", "named"]
 
-Floats = npt.NDArray[Any]
-Integers = npt.NDArray[np.int64]
+_Made = TypeVar("_Made")
 
 
 class _Words:
@@ -49,63 +50,80 @@ def _shown(value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Checked queries and keys, in the type that sums are taken in.
+    """Checked queries and keys.
 
     Attributes
     ----------
-    q : float32 or float64 [batch, heads, n_q, d]
-    k : [batch, kv_heads, n_k, d]
-    lead : the axes before heads
-    flat : whether there was no heads axis
+    sizes : Dimensions
     causal : bool
+    tools : Tools
+        What is computed of q and k, where they lie.
     """
 
-    q: Floats
-    k: Floats
-    lead: tuple[int, ...]
-    flat: bool
+    sizes: arrays.Dimensions
     causal: bool
+    tools: Tools
 
     @classmethod
-    def of(cls, q: Any, k: Any, causal: Any) -> Call:
-        """Check the arrays of a call and widen them."""
+    def of(cls, q: Any, k: Any, causal: Any, *, on_device: bool = False) -> Call:
+        """Check the arrays of a call; those in GPU memory are refused unless `on_device`, and stay there."""
         causal = check_flag("causal", causal)
+        if on_device and (arrays.in_device_memory(q) or arrays.in_device_memory(k)):
+            from ..cuda.interchange import device_views
+            from ..cuda.selection import DeviceTools
+
+            views = device_views(("q", "k"), (q, k))
+            if views is not None:
+                # Selection reads no values: the keys stand in for them.
+                sizes = arrays.check_arrays(views[0], views[1], views[1])
+                return cls(sizes, causal, DeviceTools(sizes, views[0], views[1]))
         queries, keys = arrays.host_array(q, "q"), arrays.host_array(k, "k")
-        # Selection reads no values: the keys stand in for them.
         sizes = arrays.check_arrays(queries, keys, keys)
-        kind = np.float64 if sizes.dtype == np.float64 else np.float32
+        return cls(sizes, causal, HostTools(sizes, queries, keys))
 
-        def heads_first(array: Floats, heads: int) -> Floats:
-            shaped = array.reshape(sizes.batch, heads, *array.shape[-2:])
-            return np.ascontiguousarray(shaped, kind)
+    def beside(self, value: Any, name: str) -> Any:
+        """Another array of the call, which has to lie where q and k do: a NumPy array or a view."""
+        if isinstance(self.tools, HostTools):
+            return arrays.host_array(value, name)
+        from ..cuda.interchange import device_views
 
-        return cls(
-            heads_first(queries, sizes.heads),
-            heads_first(keys, sizes.kv_heads),
-            sizes.lead,
-            sizes.flat,
-            causal,
-        )
+        return (device_views(("q", name), (self.tools.queries.hold[0].owner, value)) or ())[-1]
+
+    @property
+    def q(self) -> Floats:
+        """``[batch, heads, n_q, d]`` in the type that sums are taken in, on the host."""
+        return self._on_host.q
+
+    @property
+    def k(self) -> Floats:
+        """``[batch, kv_heads, n_k, d]``, likewise."""
+        return self._on_host.k
+
+    @property
+    def _on_host(self) -> HostTools:
+        if not isinstance(self.tools, HostTools):
+            raise AssertionError("only selections that say on_device=True get arrays in GPU memory")
+        return self.tools
 
     @property
     def heads(self) -> int:
         """Query heads."""
-        return int(self.q.shape[1])
+        return self.sizes.heads
 
     @property
     def group(self) -> int:
         """Query heads that share one key head."""
-        return self.heads // int(self.k.shape[1])
+        return self.heads // self.sizes.kv_heads
 
     @property
     def n_q(self) -> int:
         """Queries."""
-        return int(self.q.shape[2])
+        return self.sizes.n_q
 
     @property
     def n_k(self) -> int:
         """Keys."""
-        return int(self.k.shape[2])
+        return self.sizes.n_k
 
     @property
     def offset(self) -> int:
@@ -120,17 +138,15 @@ class Call:
     @cached_property
     def visible(self) -> Integers:
         """How many keys, from the first on, each query may see."""
-        if not self.causal:
-            return np.full(self.n_q, self.n_k, np.int64)
-        return np.clip(np.arange(self.n_q, dtype=np.int64) + self.offset + 1, 0, self.n_k)
+        return limits_of(self.n_q, self.n_k, causal=self.causal).values()
 
     def queries(self, batch: int, head: int) -> Floats:
         """``[n_q, d]`` of one head."""
-        return np.asarray(self.q[batch, head])
+        return self._on_host.queries(batch, head)
 
     def keys(self, batch: int, head: int) -> Floats:
         """``[n_k, d]`` of the key head that a query head reads."""
-        return np.asarray(self.k[batch, head // self.group])
+        return self._on_host.keys(batch, head)
 
     def per_head(self, name: str, value: Any, *, low: int = 0) -> list[int]:
         """A whole number for every query head, from one for all of them or from as many as there are."""
@@ -175,16 +191,24 @@ class Call:
                 f"finite numbers of shape ({layout}), or ({self.heads}, {layout}) for one set a head",
                 f"correct {name}",
             )
-        wide = array.astype(self.q.dtype)
+        wide = array.astype(np.float64 if self.sizes.dtype == np.float64 else np.float32)
         return np.broadcast_to(wide, (self.heads, *wide.shape[wide.ndim - len(shape) :]))
 
-    def stack(self, select: Callable[[int, int], Pattern], *, shared: bool = False) -> Pattern | HeadPatterns:
-        """The pattern of every head, ``select(batch, head)``; with `shared` one for each key head."""
-        step = self.group if shared else 1
-        made = [select(batch, head) for batch in range(len(self.q)) for head in range(0, self.heads, step)]
-        if self.flat:
+    def of_heads(self, make: Callable[[int, int], _Made], *, shared: bool = False) -> list[_Made]:
+        """``make(batch, head)`` for every head, in C order; `shared`: for one of those on a key head."""
+        heads = range(0, self.heads, self.group if shared else 1)
+        return [make(batch, head) for batch in range(self.sizes.batch) for head in heads]
+
+    def stack(self, select: Callable[[int, int], Pattern]) -> Pattern | HeadPatterns:
+        """The pattern of every head, ``select(batch, head)``."""
+        return self.stacked(self.of_heads(select))
+
+    def stacked(self, made: Sequence[Pattern]) -> Pattern | HeadPatterns:
+        """The patterns of all query heads, or of all key heads, as the result of a call."""
+        if self.sizes.flat:
             return made[0]
-        index = np.repeat(np.arange(len(made)), step).reshape(*self.lead, self.heads)
+        step = self.sizes.batch * self.heads // max(len(made), 1)
+        index = np.repeat(np.arange(len(made)), step).reshape(*self.sizes.lead, self.heads)
         # Without any batch element there still is a shape to remember.
         nothing = Pattern.from_pieces((self.n_q, self.n_k), make_pieces(rows=(0, 0), columns=(0, 0)))
         return HeadPatterns(made or [nothing], index)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..jit import for_each, inlined, kernel
-from ._call import Floats, Integers
 
 __all__ = [
+    "Floats",
+    "Integers",
     "best_of_panels",
     "best_place",
     "for_each_panel",
@@ -19,6 +21,9 @@ __all__ = [
     "scores_of",
     "softmax_rows",
 ]
+
+Floats = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
 
 #: Scores of a panel: 16 MiB in float32, one for each thread.
 _SCORES = 1 << 22

@@ -61,7 +61,7 @@ def adaptive(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     weight : array (2 * d,) or (heads, 2 * d)
         Of the gate: its first half meets the query, its second half the key.
     bias, tau : float or sequence of float
@@ -95,8 +95,8 @@ def adaptive(
     array([[0, 1, 1],
            [1, 1, 1]])
     """
-    call = Call.of(q, k, causal)
-    width = int(call.q.shape[-1])
+    call = Call.of(q, k, causal, on_device=True)
+    width = call.sizes.head_dim
     weights = call.head_arrays("weight", weight, (2 * width,))
     biases, taus = call.per_head_float("bias", bias), call.per_head_float("tau", tau)
     for number in taus:
@@ -106,12 +106,15 @@ def adaptive(
             )
     name = named(adaptive, weight=weight, bias=bias, tau=tau, causal=causal)
 
+    # In float64, as they decide by one comparison.
+    of_queries = call.tools.projections(weights[:, :width], call.tools.queries)
+    of_keys = call.tools.projections(weights[:, width:], call.tools.keys)
+
     def select(batch: int, head: int) -> Pattern:
-        # sigma(x) > tau where x > log(tau / (1 - tau)); in float64, as it decides by one comparison.
+        # sigma(x) > tau where x > log(tau / (1 - tau)).
         level = math.log(taus[head] / (1.0 - taus[head])) - biases[head]
-        of_query = call.queries(batch, head).astype(np.float64) @ weights[head, :width]
-        of_key = call.keys(batch, head).astype(np.float64) @ weights[head, width:]
-        rows = partial(_rows, level - of_query, of_key, call.visible)
+        number = batch * call.heads + head
+        rows = partial(_rows, level - of_queries[number], of_keys[number], call.visible)
         return Pattern.from_rows((call.n_q, call.n_k), rows, name=name)
 
     return call.stack(select)

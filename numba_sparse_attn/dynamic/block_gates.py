@@ -137,7 +137,7 @@ def block_gates(
         local=local,
         causal=causal,
     )
-    pattern = call.stack(lambda batch, head: choice.pattern(made[batch][head].chosen, name))
+    pattern = choice.patterns([one.chosen for of_batch in made for one in of_batch], name)
     return Gates(values, pattern, pullback)
 
 

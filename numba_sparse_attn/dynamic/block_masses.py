@@ -100,5 +100,5 @@ def sums_by_block(call: Call, block: int, query_block: int, values: Callable[[sl
 def by_head(call: Call, shape: tuple[int, int], make: Callable[[int, int], Floats]) -> Floats:
     """What `make` gives for every batch element and head, with the axes of the call's arrays."""
     made = [make(batch, head) for batch in range(len(call.q)) for head in range(call.heads)]
-    lead = () if call.flat else (*call.lead, call.heads)
+    lead = () if call.sizes.flat else (*call.sizes.lead, call.heads)
     return np.asarray(made, call.q.dtype).reshape(*lead, *shape)

@@ -15,9 +15,10 @@ from ..errors import ArgumentError, FormatError, ShapeError
 from ..formats.npz import read_arrays
 from ..patterns._arguments import check_int
 from ..patterns._spans import blocks
-from ._blocks import Blocks, extremes_of_blocks, mean_of_blocks
+from ._blocks import Blocks
 from ._call import Call, Floats, Integers
 from ._panels import softmax_rows
+from ._tools import extremes_of_blocks, mean_of_blocks
 from .adam import Adam
 from .block_masses import block_masses, by_head
 

@@ -10,7 +10,7 @@ from ..patterns._arguments import check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._blocks import Blocks, mean_of_blocks
+from ._blocks import Blocks
 from ._call import Call
 from .catalogue import Array, Case, Mask, by_head, entry
 
@@ -57,7 +57,7 @@ def block_top_k(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     budget : int or sequence of int
         Blocks of keys for every block of queries, at least 1; one number, or one for every query head.
     block : int
@@ -97,16 +97,12 @@ def block_top_k(
            [1, 1, 0, 0, 1, 0],
            [1, 1, 0, 0, 1, 1]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget, low=1)
     block = check_int("block", block, low=1)
     rows = block if query_block is None else check_int("query_block", query_block, low=1)
     name = title(block_top_k, budget=budget, block=block, query_block=query_block, causal=causal)
     choice = Blocks(call, block, query_block=rows)
-
-    def select(batch: int, head: int) -> Pattern:
-        queries = mean_of_blocks(call.queries(batch, head), rows)
-        keys = mean_of_blocks(call.keys(batch, head), block)
-        return choice.pattern(choice.choose(queries, keys, budgets[head]), name)
-
-    return call.stack(select)
+    tools = call.tools
+    queries, keys = tools.means(tools.queries, rows), tools.means(tools.keys, block)
+    return choice.patterns(choice.best(queries, keys, budgets), name)

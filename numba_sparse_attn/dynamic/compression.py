@@ -27,7 +27,7 @@ def compressed_length(n: int, length: int, stride: int) -> int:
     return max(0, (n - length) // stride + 1)
 
 
-def compress(x: Any, length: int, stride: int) -> Array:
+def compress(x: Any, length: int, stride: int) -> Any:
     """Means of overlapping stretches: token c is the mean of ``x[c * stride : c * stride + length]``.
 
     The simplest of the maps that native sparse attention compresses keys and values with, and the one that
@@ -36,14 +36,15 @@ def compress(x: Any, length: int, stride: int) -> Array:
     Parameters
     ----------
     x : array (..., n, d)
-        Keys or values, in host memory.
+        Keys or values, in host or GPU memory.
     length, stride : int
         At least 1. Tokens at the end that fill no stretch are left out.
 
     Returns
     -------
     array (..., (n - length) // stride + 1, d)
-        In the type of `x`; computed in float32, or float64 for float64.
+        In the type of `x`; computed in float32, or float64 for float64. In GPU memory an array of the library
+        that `x` is one of.
 
     Examples
     --------
@@ -51,6 +52,14 @@ def compress(x: Any, length: int, stride: int) -> Array:
     >>> nsa.dynamic.compress(np.arange(10.0)[:, None], 4, 2)[:, 0].tolist()
     [1.5, 3.5, 5.5, 7.5]
     """
+    if arrays.in_device_memory(x):
+        from ..cuda.interchange import device_view
+        from ..cuda.selection import compress_view
+
+        view = device_view(x, "x")
+        if view is not None:
+            sizes = _checked_sizes(view, "x", length, stride)
+            return compress_view(view, *sizes, compressed_length(view.shape[-2], *sizes))
     x, length, stride = _checked(x, "x", length, stride)
     count = compressed_length(x.shape[-2], length, stride)
     if not count:
@@ -101,10 +110,14 @@ def compress_backward(dout: Any, n: int, length: int, stride: int) -> Array:
 
 def _checked(array: Any, name: str, length: Any, stride: Any) -> tuple[Array, int, int]:
     made = arrays.host_array(array, name)
-    arrays.check_dtype(made.dtype, name)
-    if made.ndim < 2:
-        raise ShapeError(f"{name} with shape {made.shape}", f"{name} (..., n, d)", "add the missing axes")
-    return made, check_int("length", length, low=1), check_int("stride", stride, low=1)
+    return made, *_checked_sizes(made, name, length, stride)
+
+
+def _checked_sizes(array: arrays.ArrayLike, name: str, length: Any, stride: Any) -> tuple[int, int]:
+    arrays.check_dtype(array.dtype, name)
+    if array.ndim < 2:
+        raise ShapeError(f"{name} with shape {array.shape}", f"{name} (..., n, d)", "add the missing axes")
+    return check_int("length", length, low=1), check_int("stride", stride, low=1)
 
 
 def _wide(array: Array) -> type[np.float32] | type[np.float64]:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..arrays import check_scale
+from ..formats.limits import limits_of
 from ..patterns._arguments import check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._call import Call, Floats
+from ._call import Call
 from ._landmarks import dense_landmarks, landmark_pattern
-from ._panels import for_each_panel, largest, softmax_rows
 from .catalogue import Array, Case, Mask, by_head, entry
 
 __all__ = ["landmarks_by_importance"]
@@ -70,7 +70,7 @@ def landmarks_by_importance(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     budget : int or sequence of int
         Landmarks; one number, or one for every query head.
     window : int
@@ -109,28 +109,17 @@ def landmarks_by_importance(
            [0, 1, 1, 0],
            [0, 1, 0, 1]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget)
     window = check_int("window", window)
     first = 0 if last is None else max(0, call.n_q - check_int("last", last, low=1))
-    factor = check_scale(scale, int(call.q.shape[-1]))
+    factor = check_scale(scale, call.sizes.head_dim)
     name = title(landmarks_by_importance, budget=budget, window=window, last=last, causal=causal, scale=scale)
-    limits = call.visible[first:]
+    seen = limits_of(call.n_q, call.n_k, causal=call.causal)
+    tables = call.tools.best_received(first, seen, factor, budgets)
 
     def select(batch: int, head: int) -> Pattern:
-        sums: dict[int, Floats] = {}
-
-        def work(rows: slice, scores: Floats) -> None:
-            scores *= factor
-            sums[rows.start] = softmax_rows(scores, limits[rows]).sum(axis=0, dtype=np.float64)
-
-        for_each_panel(call.queries(batch, head)[first:], call.keys(batch, head), limits, work)
-        # In order, whichever thread was first: the same bits every time.
-        received = np.zeros(call.n_k)
-        for start in sorted(sums):
-            received[: len(sums[start])] += sums[start]
-        most = np.array([min(budgets[head], call.n_k)], np.int64)
-        chosen = largest(received[None], np.array([call.n_k], np.int64), most)[0]
-        return landmark_pattern(call, chosen.astype(np.int64), window, name)
+        chosen = tables[batch * call.heads + head]
+        return landmark_pattern(call, chosen[chosen >= 0].astype(np.int64), window, name)
 
     return call.stack(select)

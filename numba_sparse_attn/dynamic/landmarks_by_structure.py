@@ -66,7 +66,7 @@ def landmarks_by_structure(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory. Only their shapes count.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory. Only shapes count.
     budget : int or sequence of int
         Landmarks; one number, or one for every query head.
     strength : array (n_k,) or (heads, n_k)
@@ -104,7 +104,7 @@ def landmarks_by_structure(
            [0, 0, 0, 1, 0],
            [0, 0, 0, 1, 1]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget)
     window = check_int("window", window)
     marks = call.head_arrays("strength", strength, (call.n_k,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..patterns._arguments import check_int, title
@@ -224,18 +225,17 @@ def learned_blocks(
     if share is None:
         budgets, blocks = call.per_head("budget", budget, low=1), predictor.counts(call)[1]
 
-        def select(batch: int, head: int) -> Pattern:
-            scorer = predictor.scorer(call, batch, head)
-            return choice.pattern(choice.over_panels(blocks, budgets[head], scorer), name)
+        def select(batch: int, head: int) -> npt.NDArray[np.int32]:
+            return choice.over_panels(blocks, budgets[head], predictor.scorer(call, batch, head))
 
-        return call.stack(select)
+        return choice.patterns(call.of_heads(select), name)
     shares = call.per_head_float("share", share)
     if not all(0.0 < part <= 1.0 for part in shares):
         raise ArgumentError(f"share={share!r}", "numbers above 0 and up to 1", "pass 0.1 for a tenth")
     seen = int(call.visible.sum())
 
-    def spread(batch: int, head: int) -> Pattern:
+    def spread(batch: int, head: int) -> npt.NDArray[np.int32]:
         masses: Floats = predictor.masses(call, batch, head)
-        return choice.pattern(choice.within(int(shares[head] * seen), masses), name)
+        return choice.within(int(shares[head] * seen), masses)
 
-    return call.stack(spread)
+    return choice.patterns(call.of_heads(spread), name)

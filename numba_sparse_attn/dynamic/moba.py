@@ -10,7 +10,7 @@ from ..patterns._arguments import check_int, title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._blocks import Blocks, mean_of_blocks
+from ._blocks import Blocks
 from ._call import Call
 from .catalogue import Array, Case, Mask, by_head, entry
 
@@ -47,7 +47,7 @@ def moba(q: Any, k: Any, budget: Any, block: int, *, causal: bool = False) -> Pa
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     budget : int or sequence of int
         Blocks of every query, its own among them, at least 1; one number, or one for every query head.
     block : int
@@ -69,7 +69,9 @@ def moba(q: Any, k: Any, budget: Any, block: int, *, causal: bool = False) -> Pa
 
     Use: as in mixture of block attention (MoBA, 2025), which trains with it; the gate has no parameters.
 
-    Avoid: with blocks much longer than what belongs together: the mean of everything is like nothing.
+    Avoid: with blocks much longer than what belongs together: the mean of everything is like nothing. For
+    long sequences at the speed of whole tiles: there :func:`block_top_k` chooses by the mean of these scores
+    over the queries of a block.
 
     Examples
     --------
@@ -83,14 +85,10 @@ def moba(q: Any, k: Any, budget: Any, block: int, *, causal: bool = False) -> Pa
            [1, 1, 0, 0, 1, 0],
            [0, 0, 1, 1, 1, 1]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget, low=1)
     block = check_int("block", block, low=1)
     name = title(moba, budget=budget, block=block, causal=causal)
     choice = Blocks(call, block)
-
-    def select(batch: int, head: int) -> Pattern:
-        means = mean_of_blocks(call.keys(batch, head), block)
-        return choice.pattern(choice.choose(call.queries(batch, head), means, budgets[head]), name)
-
-    return call.stack(select)
+    tools = call.tools
+    return choice.patterns(choice.best(tools.queries, tools.means(tools.keys, block), budgets), name)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
-from ..arrays import check_scale, host_array
+from ..arrays import check_scale
 from ..errors import ArgumentError, ShapeError
+from ..formats.limits import Stretches
 from ..patterns._arguments import check_int, title
-from ..patterns._spans import spread
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
 from ._blocks import Blocks
-from ._call import Call, Floats, Integers
-from ._panels import scores_of, softmax_rows
+from ._call import Call
 from .catalogue import Array, Case, Mask, entry
-from .compression import compress, compressed_length
 
 __all__ = ["nsa_blocks"]
 
@@ -32,6 +29,7 @@ def _definition(
     stride: int = 16,
     first: int = 1,
     local: int = 2,
+    query_block: int = 1,
     causal: bool = False,
     scale: float | None = None,
 ) -> Mask:
@@ -51,7 +49,9 @@ def _definition(
             for number, start in enumerate(starts):
                 for key in range(start, start + length):
                     importance[:, key // block] += weights[:, number] / length
-        mask = _dense.best_blocks(importance, shape, block, 1, mine, causal, (first, local))
+        rows = _dense.ranges(n_q, query_block)
+        shared_scores = np.array([importance[list(queries)].sum(axis=0) for queries in rows])
+        mask = _dense.best_blocks(shared_scores, shape, block, query_block, mine, causal, (first, local))
         masks += [mask] * group
     return np.stack(masks)
 
@@ -67,6 +67,7 @@ def _definition(
             kv_heads=2,
         ),
         Case(40, 25, {"budget": 3, "block": 5, "length": 3, "stride": 3, "local": 1, "causal": True}),
+        Case(48, 48, {"budget": 4, "block": 4, "length": 4, "stride": 2, "query_block": 5, "causal": True}),
         Case(5, 3, {"budget": 1, "block": 4, "length": 4, "stride": 4}),
     ],
     dense=_definition,
@@ -82,6 +83,7 @@ def nsa_blocks(
     stride: int = 16,
     first: int = 1,
     local: int = 2,
+    query_block: int = 1,
     causal: bool = False,
     scale: float | None = None,
     compressed: Any = None,
@@ -101,7 +103,7 @@ def nsa_blocks(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     budget : int or sequence of int
         Blocks of every query, those that are always in among them, at least 1; one number, or one for every
         query head, the same for all heads of a group.
@@ -109,6 +111,9 @@ def nsa_blocks(
         Keys in a block and in a stretch, and keys from one stretch to the next.
     first, local : int
         Blocks that are always in: at the beginning, and up to the query's own.
+    query_block : int
+        Queries in a row that choose together, by the sum of their scores. Where this and `block` are
+        multiples of 128, blocks are full tiles.
     causal : bool
         Only keys ``j <= i + n_k - n_q`` may be seen, and only stretches that end there or before.
     scale : float, optional
@@ -120,7 +125,8 @@ def nsa_blocks(
     -------
     Pattern or HeadPatterns
         A pattern for ``(n, d)`` arrays, else one for every key head of every batch element, which the query
-        heads of its group share. Held as a table of blocks; rows are made when they are needed.
+        heads of its group share. Held as a table of blocks; rows, or pieces where queries choose together,
+        are made when they are needed.
 
     Notes
     -----
@@ -140,7 +146,7 @@ def nsa_blocks(
     >>> made.toindices()[-1].tolist()  # its own block, and the first, which is like it
     [0, 1, 6, 7]
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget, low=1)
     for head, number in enumerate(budgets):
         if number != budgets[head - head % call.group]:
@@ -151,8 +157,10 @@ def nsa_blocks(
             )
     block = check_int("block", block, low=1)
     first, local = check_int("first", first), check_int("local", local, low=1)
-    factor = check_scale(scale, int(call.q.shape[-1]))
-    tokens = _compressed_keys(call, k, length, stride, compressed)
+    rows = check_int("query_block", query_block, low=1)
+    factor = check_scale(scale, call.sizes.head_dim)
+    stretches = Stretches(check_int("length", length, low=1), check_int("stride", stride, low=1))
+    tokens = _compressed_keys(call, k, stretches, compressed)
     name = title(
         nsa_blocks,
         budget=budget,
@@ -161,56 +169,26 @@ def nsa_blocks(
         stride=stride,
         first=first,
         local=local,
+        query_block=query_block,
         causal=causal,
         scale=scale,
     )
-    choice = Blocks(call, block, first=first, local=local)
-    count = tokens.shape[2]
-    limits = np.clip((call.visible - length) // stride + 1, 0, count)
-    shares = _shares(count, length, stride, block, -(-call.n_k // block)).astype(call.q.dtype)
-
-    def select(batch: int, head: int) -> Pattern:
-        keys = tokens[batch, head // call.group]
-
-        def importance(rows: slice) -> Floats:
-            mine = limits[rows]
-            weights = np.zeros((len(mine), int(mine.max(initial=0))), keys.dtype)
-            for member in range(head, head + call.group):
-                weights += softmax_rows(
-                    factor * scores_of(call.queries(batch, member)[rows], keys, mine), mine
-                )
-            return np.ascontiguousarray((shares[:, : weights.shape[1]] @ weights.T).T)
-
-        return choice.pattern(
-            choice.over_panels(max(count, shares.shape[0]), budgets[head], importance), name
-        )
-
-    return call.stack(select, shared=True)
+    choice = Blocks(call, block, query_block=rows, first=first, local=local)
+    seen = stretches.seen(call.n_q, call.n_k, causal=call.causal)
+    return choice.patterns(choice.best_attended(tokens, stretches, seen, factor, budgets), name)
 
 
-def _compressed_keys(call: Call, k: Any, length: Any, stride: Any, compressed: Any) -> Floats:
-    """``[batch, kv_heads, stretches, d]``, the user's own or means."""
+def _compressed_keys(call: Call, k: Any, stretches: Stretches, compressed: Any) -> Any:
+    """Rows, one a stretch: the user's own or means."""
+    tools = call.tools
     if compressed is None:
-        return compress(call.k, length, stride)
-    given, keys = host_array(compressed, "compressed"), host_array(k, "k")
-    count = compressed_length(
-        call.n_k, check_int("length", length, low=1), check_int("stride", stride, low=1)
-    )
-    wanted = (*keys.shape[:-2], count, keys.shape[-1])
-    if given.shape != wanted or given.dtype != keys.dtype:
+        return tools.compressed(tools.keys, stretches)
+    given = call.beside(compressed, "compressed")
+    wanted = (*k.shape[:-2], stretches.count(call.n_k), call.sizes.head_dim)
+    if tuple(given.shape) != wanted or given.dtype != call.sizes.dtype:
         raise ShapeError(
             f"compressed of {given.dtype.name} with shape {given.shape}",
-            f"an array of {keys.dtype.name} with shape {wanted}",
+            f"an array of {call.sizes.dtype.name} with shape {wanted}",
             "compress the keys to one token a stretch",
         )
-    return np.asarray(given.reshape(*call.k.shape[:2], count, keys.shape[-1]), call.k.dtype)
-
-
-def _shares(count: int, length: int, stride: int, block: int, blocks: int) -> scipy.sparse.csr_array:
-    """Share of every stretch's keys that lies in every block, ``[blocks, stretches]``."""
-    starts: Integers = np.arange(count, dtype=np.int64) * stride
-    stretch, further = spread((starts + length - 1) // block - starts // block + 1)
-    number = starts[stretch] // block + further
-    low = np.maximum(starts[stretch], number * block)
-    high = np.minimum(starts[stretch] + length, (number + 1) * block)
-    return scipy.sparse.csr_array(((high - low) / length, (number, stretch)), shape=(blocks, count))
+    return tools.given(given)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import arrays
 from ..formats.pieces import make_pieces
@@ -31,13 +30,13 @@ class Branches:
         By :func:`nsa_blocks`.
     window : Pattern (n_q, n_k)
     keys : array (..., kv_heads, stretches, d)
-        The compressed keys.
+        The compressed keys, where k lies.
     """
 
     compressed: Pattern
     selected: Pattern | HeadPatterns
     window: Pattern
-    keys: npt.NDArray[Any]
+    keys: Any
 
 
 def nsa_branches(
@@ -51,6 +50,7 @@ def nsa_branches(
     stride: int = 16,
     first: int = 1,
     local: int = 2,
+    query_block: int = 1,
     causal: bool = False,
     scale: float | None = None,
     compressed: Any = None,
@@ -70,8 +70,8 @@ def nsa_branches(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
-    budget, block, first, local, scale
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
+    budget, block, first, local, query_block, scale
         Of the selected branch, as in :func:`nsa_blocks`.
     window : int
         Keys of the window: i' - window < j <= i' with i' = i + n_k - n_q where causal, else
@@ -110,14 +110,15 @@ def nsa_branches(
         stride=stride,
         first=first,
         local=local,
+        query_block=query_block,
         causal=causal,
         scale=scale,
         compressed=compressed,
     )
-    keys = arrays.host_array(k, "k")
-    tokens = (
-        compress(keys, length, stride) if compressed is None else arrays.host_array(compressed, "compressed")
-    )
+    if compressed is None:
+        tokens = compress(k, length, stride)
+    else:  # which the selection has checked
+        tokens = compressed if arrays.in_device_memory(k) else arrays.as_array(compressed, "compressed")
     n_q, n_k = selected.shape
     return Branches(
         _stretches(n_q, n_k, length, stride, causal), selected, _window(n_q, n_k, window, causal), tokens

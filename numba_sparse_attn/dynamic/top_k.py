@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..formats.indices import from_indices
+from ..formats.limits import NOTHING, limits_of
 from ..patterns._arguments import title
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
 from ._call import Call
-from ._panels import best_of_panels
 from .catalogue import Array, Case, Mask, by_head, entry
 
 __all__ = ["top_k"]
@@ -43,7 +41,7 @@ def top_k(q: Any, k: Any, budget: Any, *, causal: bool = False) -> Pattern | Hea
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     budget : int or sequence of int
         Keys of every query; one number, or one for every query head.
     causal : bool
@@ -75,13 +73,9 @@ def top_k(q: Any, k: Any, budget: Any, *, causal: bool = False) -> Pattern | Hea
            [1, 0, 1, 0],
            [0, 1, 0, 1]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     budgets = call.per_head("budget", budget)
     name = title(top_k, budget=budget, causal=causal)
-
-    def select(batch: int, head: int) -> Pattern:
-        limit = np.full(call.n_q, budgets[head], np.int64)
-        chosen = best_of_panels(call.queries(batch, head), call.keys(batch, head), call.visible, limit)
-        return Pattern.from_csr(from_indices(chosen, call.n_k), name=name)
-
-    return call.stack(select)
+    limits, tools = limits_of(call.n_q, call.n_k, causal=call.causal), call.tools
+    tables = tools.best(tools.queries, tools.keys, limits, NOTHING, budgets)
+    return call.stacked([Pattern.from_csr(from_indices(table, call.n_k), name=name) for table in tables])

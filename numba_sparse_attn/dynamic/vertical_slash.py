@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..arrays import check_scale
+from ..formats.limits import limits_of
 from ..formats.pieces import make_pieces
 from ..patterns._arguments import check_int, title
 from ..patterns._spans import runs
 from ..patterns.heads import HeadPatterns
 from ..patterns.pattern import Pattern
 from . import _dense
-from ._call import Call, Floats, Integers
-from ._panels import largest, scores_of, softmax_rows
+from ._call import Call, Integers
 from .catalogue import Array, Case, Mask, by_head, entry
 
 __all__ = ["vertical_slash"]
@@ -78,7 +79,7 @@ def vertical_slash(
     ----------
     q : array (..., heads, n_q, d) or (n_q, d)
     k : array (..., kv_heads, n_k, d) or (n_k, d)
-        As :func:`numba_sparse_attn.sparse_attention` takes them, in host memory.
+        As :func:`numba_sparse_attn.sparse_attention` takes them, in host or GPU memory.
     columns, slashes : int or sequence of int
         How many keys and how many distances; one number, or one for every query head.
     last : int
@@ -116,26 +117,24 @@ def vertical_slash(
            [0, 1, 0, 1, 0],
            [0, 1, 0, 0, 1]])
     """
-    call = Call.of(q, k, causal)
+    call = Call.of(q, k, causal, on_device=True)
     widths, lengths = call.per_head("columns", columns), call.per_head("slashes", slashes)
     last = check_int("last", last, low=1)
-    factor = check_scale(scale, int(call.q.shape[-1]))
+    factor = check_scale(scale, call.sizes.head_dim)
     name = title(vertical_slash, columns=columns, slashes=slashes, last=last, causal=causal, scale=scale)
     first = max(0, call.n_q - last)
-    limits = call.visible[first:]
     # The furthest that a judging query looks ahead.
     ahead = 0 if call.causal else max(call.n_q - first - 1, 0)
+    seen = limits_of(call.n_q, call.n_k, causal=call.causal)
+    kept, distances = call.tools.best_lines(first, seen, factor, ahead, widths, lengths)
 
     def select(batch: int, head: int) -> Pattern:
-        scores = factor * scores_of(call.queries(batch, head)[first:], call.keys(batch, head), limits)
-        weights = softmax_rows(scores, limits)
-        sums = _by_distance(weights, first + call.offset, ahead, call.n_k)
-        if len(sums):
-            sums[ahead] = np.inf
-        chosen = _best(np.pad(weights.sum(axis=0), (0, call.n_k - weights.shape[1])), widths[head])
-        nearest, beyond = runs(_best(sums, lengths[head]) - ahead)
+        number = batch * call.heads + head
+        nearest, beyond = runs(_listed(distances[number]) - ahead)
         pieces = [
-            make_pieces(rows=(0, call.n_q), columns=runs(chosen), differences=call.differences),
+            make_pieces(
+                rows=(0, call.n_q), columns=runs(_listed(kept[number])), differences=call.differences
+            ),
             make_pieces(
                 rows=(0, call.n_q),
                 columns=(0, call.n_k),
@@ -147,18 +146,6 @@ def vertical_slash(
     return call.stack(select)
 
 
-def _by_distance(weights: Floats, place: int, ahead: int, n_k: int) -> Floats:
-    """Sums of weights over distances -ahead .. n_k - 1; the first row stands where key `place` does."""
-    sums = np.zeros(ahead + n_k if n_k else 0, weights.dtype)
-    for row, of_row in enumerate(weights):
-        nearest = place + row - (len(of_row) - 1)  # distance of the row's last key, the least
-        low = max(-ahead, nearest)
-        kept = of_row[::-1][low - nearest :]
-        sums[low + ahead : low + ahead + len(kept)] += kept
-    return sums
-
-
-def _best(sums: Floats, count: int) -> Integers:
-    """Places of the `count` largest, ascending."""
-    limit, budget = np.array([len(sums)], np.int64), np.array([min(count, len(sums))], np.int64)
-    return largest(sums[None], limit, budget)[0].astype(np.int64)
+def _listed(padded: npt.NDArray[np.int32]) -> Integers:
+    """What a list holds before its padding."""
+    return padded[padded >= 0].astype(np.int64)

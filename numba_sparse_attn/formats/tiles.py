@@ -11,7 +11,7 @@ The handbook page ``formats/tiles.md`` draws the byte layout and the lane order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,8 @@ class Tiles:
         Bit ``c % 64`` of ``pool[m, r, c // 64]`` says whether row r of the tile sees column c.
     nnz : int
         Number of pairs.
+    shared : dict
+        What has been made of the pool; tiles with one pool may have one in common.
     """
 
     shape: tuple[int, int]
@@ -59,6 +61,7 @@ class Tiles:
     transposed_mask_ids: npt.NDArray[np.int32]
     pool: npt.NDArray[np.uint64]
     nnz: int
+    shared: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -94,15 +97,19 @@ class Tiles:
         )
         return sum(array.nbytes for array in arrays)
 
-    @cached_property
+    @property
     def lanes(self) -> npt.NDArray[np.uint64]:
         """The pool in lane order, ``uint64 [unique, 2, 128]``: see :func:`lane_words`."""
-        return lane_words(self.pool)
+        if "lanes" not in self.shared:
+            self.shared["lanes"] = lane_words(self.pool)
+        return self.shared["lanes"]
 
-    @cached_property
+    @property
     def transposed_lanes(self) -> npt.NDArray[np.uint64]:
         """Lane order of the transposed masks: rows are keys, columns are queries."""
-        return lane_words(_transpose_masks(self.pool))
+        if "transposed lanes" not in self.shared:
+            self.shared["transposed lanes"] = lane_words(_transpose_masks(self.pool))
+        return self.shared["transposed lanes"]
 
 
 def _bits(pool: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..formats.csr import Csr, canonical
 from ..formats.permuted import permuted_rows
 from ..formats.pieces import PieceArray, common_period, fold_pieces, transpose_pieces
-from ..formats.tiles import TILE
+from ..formats.tiles import TILE, Tiles
 
 if TYPE_CHECKING:
     from ..formats.pool import MaskPool
@@ -49,6 +49,10 @@ class Source(ABC):
     @abstractmethod
     def segments(self, shape: tuple[int, int], pool: MaskPool, first: int, end: int) -> Segments:
         """Segments of the tile rows first .. end - 1."""
+
+    def tiles(self, shape: tuple[int, int]) -> Tiles | None:
+        """Tiles, where they are had without segments."""
+        return None
 
     def csr(self, shape: tuple[int, int]) -> Csr:
         """CSR rows; only where `lists_rows`."""

@@ -224,7 +224,8 @@ class Pattern:
     @cached_property
     def _nnz(self) -> int:
         if self.regular:
-            return self._segments.nnz
+            tiles = self._source.tiles(self.shape)
+            return self._segments.nnz if tiles is None else tiles.nnz
         if "_rows" in self.__dict__ or self._source.lists_rows:
             return self.rows().nnz
         return sum(panel.nnz for panel in self._panels())
@@ -368,7 +369,8 @@ class Pattern:
 
     @cached_property
     def _tiles(self) -> Tiles:
-        return self._segments.to_tiles()
+        tiles = self._source.tiles(self.shape)
+        return self._segments.to_tiles() if tiles is None else tiles
 
     def tiles(self) -> Tiles:
         """Tile lists in both directions with their pool of masks; computed once.

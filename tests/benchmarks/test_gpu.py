@@ -52,7 +52,7 @@ def test_the_whole_suite_at_toy_size(
     printed = capsys.readouterr().out
     assert "Imagined GPU, driver 1.2.3, clocks not locked, arrays by numpy" in printed
     assert {row["case"] for row in found} == {case.name for case in runnable}
-    assert {row["kind"] for row in found} == {"rate", "host", "attention", "memory", "plan"}
+    assert {row["kind"] for row in found} == {"rate", "host", "attention", "memory", "plan", "select"}
     for row in found:
         assert row["status"] == "measured" and row["device"]["name"] == "Imagined GPU"
         assert row["case"] in printed and rows.on_gpu(row)
@@ -62,6 +62,9 @@ def test_the_whole_suite_at_toy_size(
             assert row["engine"] == "cpu" and row["host_seconds"] > 0
             assert row["setup_peak_bytes"] == 3040 and row["peak_bytes"] == 3040
             assert row["within_budget"] and row["memory_counted_by"].endswith("at their peak")
+    (selected,) = (row for row in found if row["kind"] == "select")
+    assert selected["clock"] == "host" and 0.0 < selected["density"] < 1.0
+    assert 0.0 < selected["select_seconds"] and 0.0 < selected["attention_seconds"]
     (energy,) = (row for row in found if row["case"] == "tiny/gpu_energy")
     assert energy["watts"] == pytest.approx(300, rel=0.1)
     assert energy["joules"] > 0 and energy["energy_seconds"] >= 0.05

@@ -87,7 +87,9 @@ def test_goals_on_a_gpu_are_not_loosened() -> None:
 def test_cases_cross_process_borders() -> None:
     for case in [*gpu_cases.gpu_quick_cases(), *gpu_cases.gpu_cases()]:
         assert kinds.device_of(case) == "gpu"
-        if not isinstance(case, kinds.RateCase) and not case.name.startswith("gpu-catalogue"):
+        if not isinstance(case, kinds.RateCase | kinds.SelectCase) and not case.name.startswith(
+            "gpu-catalogue"
+        ):
             json.dumps({"function": case.spec.function, "arguments": case.spec.arguments})
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import numba_sparse_attn as nsa
 from numba_sparse_attn import dynamic
-from numba_sparse_attn.dynamic._blocks import extremes_of_blocks
+from numba_sparse_attn.dynamic._tools import extremes_of_blocks
 from numba_sparse_attn.dynamic.catalogue import SELECTIONS, Case
 
 BY_QUERY = {"moba": dynamic.moba, "quest": dynamic.quest}

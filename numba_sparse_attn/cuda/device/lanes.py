@@ -8,6 +8,7 @@ from typing import Any
 from numba import config, cuda, int64
 
 __all__ = [
+    "ballot",
     "commit_copies",
     "copy_chunk",
     "exp2",
@@ -21,12 +22,14 @@ __all__ = [
     "shared_room",
     "store_chunk",
     "store_element",
+    "store_int32",
     "wait_for_copies",
     "xor_lane",
 ]
 
 if config.ENABLE_CUDASIM:
     from .simulated import (
+        ballot,
         commit_copies,
         copy_chunk,
         exp2,
@@ -40,6 +43,7 @@ if config.ENABLE_CUDASIM:
         shared_room,
         store_chunk,
         store_element,
+        store_int32,
         wait_for_copies,
         xor_lane,
     )
@@ -58,6 +62,7 @@ else:
         shared_address,
         store_chunk,
         store_element,
+        store_int32,
     )
 
     _EVERY_LANE = 0xFFFFFFFF
@@ -71,6 +76,11 @@ else:
     def from_lane(value, lane):
         """The value of one lane, for every lane of the warp (which may name different ones)."""
         return cuda.shfl_sync(_EVERY_LANE, value, lane)
+
+    @cuda.jit(device=True, inline="always")
+    def ballot(condition):
+        """Bit l says whether it holds in lane l."""
+        return cuda.ballot_sync(_EVERY_LANE, condition)
 
     def shared_room(nbytes: int) -> Callable[[], Any]:
         """Device function ``()``: the address of so many bytes of shared memory, aligned to 16."""

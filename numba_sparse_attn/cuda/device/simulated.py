@@ -23,6 +23,7 @@ from numba import cuda, int64
 
 __all__ = [
     "aligned_room",
+    "ballot",
     "commit_copies",
     "copy_chunk",
     "exchange",
@@ -39,6 +40,7 @@ __all__ = [
     "shared_room",
     "store_chunk",
     "store_element",
+    "store_int32",
     "wait_for_copies",
     "xor_lane",
 ]
@@ -140,6 +142,14 @@ def from_lane(value: Any, lane: int) -> Any:
     return values[lane % _LANES]
 
 
+def ballot(condition: Any) -> Any:
+    """Bit l says whether it holds in lane l."""
+    votes, _ = exchange(
+        bool(condition), lambda given: sum(int(vote) << lane for lane, vote in enumerate(given))
+    )
+    return np.uint32(votes)
+
+
 def exp2(kind: str) -> Callable[[Any], Any]:
     """2**x in the accumulator type of `kind`."""
     real = _accumulator(kind).type
@@ -208,6 +218,11 @@ def load_int32(address: Any) -> Any:
 def load_int64(address: Any) -> Any:
     """The int64 at an address."""
     return _elements(address, _INT64, 1)[0]
+
+
+def store_int32(address: Any, value: Any) -> None:
+    """The int32 at an address becomes `value`."""
+    _elements(address, _INT32, 1, written=True)[0] = value
 
 
 def _chunk_loader(kind: str, *, shared: bool) -> Callable[[Any, _Array, int], None]:

@@ -69,14 +69,22 @@ _KEY_LISTS: weakref.WeakKeyDictionary[Tiles, dict[tuple[int, tuple[weakref.ref[T
 )
 
 
-def _lists_of(tiles: Tiles, device: int) -> _Lists:
-    """(column, mask) pairs and masks in lane order, copied when a structure is first used on a device."""
-    known = _LISTS.setdefault(tiles, {})
-    if device not in known:
-        pairs = np.stack([tiles.columns, tiles.mask_ids], axis=1)
-        copies = upload(device, pairs, tiles.lanes)
-        known[device] = _Lists(tiles.indptr, pairs, copies[0].address, copies[1].address, copies)
-    return known[device]
+def _lists_of(structures: tuple[Tiles, ...], device: int) -> list[_Lists]:
+    """(column, mask) pairs and masks in lane order, copied when structures are first used on a device: lists
+    one behind the other, since copies cost more than what they copy, and masks of one pool once.
+    """
+    new = [tiles for tiles in dict.fromkeys(structures) if device not in _LISTS.setdefault(tiles, {})]
+    if new:
+        pools = {id(tiles.pool): tiles.lanes for tiles in new}
+        lists = [np.stack([tiles.columns, tiles.mask_ids], axis=1) for tiles in new]
+        pairs, *masks = upload(device, np.concatenate(lists), *pools.values())
+        mask_of = dict(zip(pools, masks, strict=True))
+        address = pairs.address
+        for tiles, own in zip(new, lists, strict=True):
+            mask = mask_of[id(tiles.pool)]
+            _LISTS[tiles][device] = _Lists(tiles.indptr, own, address, mask.address, (pairs, mask))
+            address += own.nbytes
+    return [_LISTS[tiles][device] for tiles in structures]
 
 
 def _key_lists_of(members: tuple[Tiles, ...], device: int) -> _Lists:
@@ -131,8 +139,8 @@ def schedule_of(
     uses = which.reshape(-1)
     return _dealt(
         (
-            (np.flatnonzero(uses == number), _lists_of(tiles, device))
-            for number, tiles in enumerate(structures)
+            (np.flatnonzero(uses == number), lists)
+            for number, lists in enumerate(_lists_of(structures, device))
         ),
         device,
         multiprocessors,

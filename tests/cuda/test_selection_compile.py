@@ -1,0 +1,91 @@
+"""Kernels of selections by content compile for every target, and registers hold everything; needs no GPU."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+
+from numba_sparse_attn.cuda.launch import Target, compile_kernel
+from numba_sparse_attn.cuda.selection.attended import (
+    LINES_SIGNATURE,
+    MASSES_SIGNATURE,
+    SUM_THREADS,
+    WEIGHTS_SIGNATURE,
+    WEIGHTS_WARPS,
+    make_lines,
+    make_masses,
+    make_weights,
+)
+from numba_sparse_attn.cuda.selection.best import BEST_SIGNATURE, BEST_WARPS, make_best
+from numba_sparse_attn.cuda.selection.blocks import (
+    BLOCKS_SIGNATURE,
+    BLOCKS_THREADS,
+    blocks_shape,
+    make_blocks,
+)
+from numba_sparse_attn.cuda.selection.products import PRODUCTS_SIGNATURE, make_products, products_shape
+from numba_sparse_attn.testing import DTYPES
+
+from .compiling import disassembled
+
+TARGETS = {"sm_80": Target(8, 0), "sm_90a": Target(9, 0, "a")}
+_REPORT = re.compile(
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*Used (\d+) registers",
+    re.DOTALL,
+)
+by_target = pytest.mark.parametrize("target", TARGETS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def real_of(dtype):
+    return "float64" if dtype == "float64" else "float32"
+
+
+def compiled_of(make, shape, signature, threads, target, *, registers, blocks=1):
+    compiled = compile_kernel(make(shape), signature, TARGETS[target], threads, blocks)
+    assert f"for '{target}'" in compiled.report
+    assert "warning" not in compiled.report.lower()
+    stack, stores, loads, used = map(int, _REPORT.search(compiled.report).groups())
+    assert (stack, stores, loads) == (0, 0, 0) and used <= registers, compiled.report
+    return compiled
+
+
+@by_target
+@by_dtype
+@pytest.mark.parametrize("what", ["means", "extremes", "sides"])
+@pytest.mark.parametrize("words", [False, True])
+def test_blocks(dtype, target, what, words):
+    size = DTYPES[dtype].itemsize
+    shape = blocks_shape(dtype, size, 128, real_of(dtype), what=what, words=words)
+    compiled = compiled_of(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, target, registers=128)
+    if words:
+        assert "LDG.E.128" in disassembled(compiled.cubin)
+
+
+@by_target
+@by_dtype
+def test_products(dtype, target):
+    """Two blocks of 256 threads have 128 registers a thread, and 64 sums stay in them; on sm_80 one block."""
+    shape = products_shape(dtype, real_of(dtype))
+    sizes = {"blocks": shape.resident, "registers": 128 if target == "sm_90a" else 168}
+    compiled_of(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, target, **sizes)
+
+
+@by_target
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("make", "signature", "threads"),
+    [
+        (make_best, BEST_SIGNATURE, 32 * BEST_WARPS),
+        (make_weights, WEIGHTS_SIGNATURE, 32 * WEIGHTS_WARPS),
+        (make_masses, MASSES_SIGNATURE, SUM_THREADS),
+        (make_lines, LINES_SIGNATURE, SUM_THREADS),
+    ],
+    ids=["best", "weights", "masses", "lines"],
+)
+def test_what_is_made_of_scores(make, signature, threads, kind, target):
+    compiled_of(make, kind, signature, threads, target, registers=128)
