@@ -10,6 +10,7 @@ import math
 
 from ...formats.tiles import Tiles
 from ...formats.work import Request
+from ..changes import DeviceChanges
 from ..view import DeviceView
 from .launch_sm80 import backward_without_wgmma, forward_without_wgmma, has_wgmma
 from .prepared import ForwardLaunch, prepare_forward
@@ -59,9 +60,17 @@ def why_not(request: Request) -> list[str]:
 
 
 def forward(
-    request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView, lse: DeviceView | None
+    request: Request,
+    q: DeviceView,
+    k: DeviceView,
+    v: DeviceView,
+    out: DeviceView,
+    lse: DeviceView | None,
+    changes: DeviceChanges | None = None,
 ) -> None:
     """Queue attention into `out`, and into `lse` (contiguous) if there is one.
+
+    `changes` are on the device of the arrays, and ready where these are.
 
     Examples
     --------
@@ -70,20 +79,21 @@ def forward(
     if not request.n_q or not request.which.size:
         return
     if not has_wgmma(out.device):
-        forward_without_wgmma(request, q, k, v, out, lse)
+        forward_without_wgmma(request, q, k, v, out, lse, changes)
         return
     key = (
         *("tile forward", out.device, q.shape[:-3], q.strides, k.strides, v.strides, out.strides),
         *(q.address & 15, k.address & 15, v.address & 15, out.address & 15),
+        *(changes.kinds if changes else ()),
     )
     launches: tuple[ForwardLaunch, ...] | None = request.memo.get(key)
     if launches is None:
-        launches = request.memo[key] = prepare_forward(request, q, k, v, out)
+        launches = request.memo[key] = prepare_forward(request, q, k, v, out, changes)
     if not request.n_k:
         k = v = q  # as the launches were prepared
     addresses = q.address, k.address, v.address, out.address
     for one in launches:
-        one.run(addresses, 0 if lse is None else lse.address, out)
+        one.run(addresses, 0 if lse is None else lse.address, changes.settings if changes else 0, out)
 
 
 def backward(
@@ -97,6 +107,7 @@ def backward(
     dq: DeviceView,
     dk: DeviceView,
     dv: DeviceView,
+    changes: DeviceChanges | None = None,
 ) -> None:
     """Queue gradients into `dq`, `dk` and `dv`; the same bits every time.
 
@@ -108,15 +119,16 @@ def backward(
         return
     arrays = (dout, q, k, v, out, lse, dq, dk, dv)
     if not has_wgmma(dq.device):
-        backward_without_wgmma(request, *arrays)
+        backward_without_wgmma(request, *arrays, changes)
         return
     addresses = tuple([array.address for array in arrays])
     key = (
         *("tile backward", dq.device, q.shape[:-3], *[array.strides for array in arrays]),
         *[address & 15 for address in addresses],
+        *(changes.kinds if changes else ()),
     )
     launches: tuple[BackwardLaunch, ...] | None = request.memo.get(key)
     if launches is None:
-        launches = request.memo[key] = prepare_backward(request, arrays)
+        launches = request.memo[key] = prepare_backward(request, arrays, changes)
     for one in launches:
-        one.run(addresses, dq)
+        one.run(addresses, changes.settings if changes else 0, dq)
