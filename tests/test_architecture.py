@@ -69,7 +69,7 @@ ALLOWED = {
     "cuda.staging": HOST | DEVICE_ARRAYS,
     "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "cuda.orders": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
-    "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
+    "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "choices": HOST | {"patterns"},
     "reference_engine": HOST | {"reference", "reference_normalisers", "scores"},
     "ordering": HOST | {"choices", "orders", "patterns"},

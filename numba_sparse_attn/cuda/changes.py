@@ -1,8 +1,9 @@
 """Changes of scores on a GPU: numbers and settings in its memory, gradients from what pairs left there.
 
 Numbers come from the host and gradients go back there: they are those of SciPy arrays and of small tables.
-A settings block is as ``cuda/device/changes.py`` and ``tile_changes.py`` read it. What every pair contributes
-to the gradient of a step comes back and is added up by the same code as on the CPU, in the order of the lists.
+A settings block is as ``cuda/device/changes.py`` and ``tile_changes.py`` read it. What every pair
+contributes to the gradient of a step comes back and is added up by the same code as on the CPU, in the order
+of the lists.
 """
 
 from __future__ import annotations

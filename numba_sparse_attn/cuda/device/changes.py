@@ -211,7 +211,7 @@ def _make_link(number: int, kind: tuple[Any, ...], real_kind: str, by_key: bool)
     return enter, apply, back
 
 
-def unknown_derivative(score, head, i, j):
+def unknown_derivative(score: float, head: int, i: int, j: int) -> float:
     """In place of a derivative that there is not: nobody goes back through such a function."""
     return math.nan
 

@@ -38,14 +38,14 @@ def exact_gradients(
     whose gradients are dk, the `first`, and dv, the `second`. The others are keys and values, or queries and
     dout of all heads of a group.
 
-    ``(own, others, targets, dimensions, pairs, lists, factor, scale, where)``: addresses of the row's two parts;
+    ``(own, others, targets, dimensions, pairs, lists, factor, scale, where)``: addresses of the row's parts;
     (address, bytes from head to head, bytes from row to row) of the others' first part, then of the second;
     addresses of the first and the second gradient; (head dimension, value dimension); (address, bytes from
     head to head) of the row's pair of statistics, or, by keys, of those of query 0 of the group's first
     head; (entries, masks in lane order, number of entries, half of the tile, which of its 64 rows);
     scale * log2(e); scale; for `changes` of scores, (settings, head, number of the row), where by keys
-    the head is the group's first. Entries are int32: tile column and mask; by keys (head in the group, tile row,
-    mask, 0), and masks are those of the transposed tiles.
+    the head is the group's first. Entries are int32: tile column and mask; by keys (head in the group, tile
+    row, mask, 0), and masks are those of the transposed tiles.
     """
     depth_parts, width_parts = -(-depth // 32), -(-width // 32)
     load, store = lanes.load_element(kind), lanes.store_element(kind)

@@ -28,10 +28,10 @@ def exact_row(kind: str, depth: int, width: int, changes: tuple[Any, ...] = ()) 
     """Device function for rows of up to `depth` and values of up to `width` elements.
 
     ``(query, keys, values, target, key_row, value_row, head_dim, value_dim, lists, pool, count, half, row,
-    factor, where)``: addresses of the row, of the head's keys and values, and of the result; bytes from row to row;
-    true dimensions; the tile row's list and the masks in lane order; which half of the tile and which of
-    its 64 rows it is; scale * log2(e), signed; for `changes` of scores, settings, head, row and number of rows,
-    as ``tile_changes.py`` has them. Returns the base-2 logarithm of the sum of weights.
+    factor, where)``: addresses of the row, of the head's keys and values, and of the result; bytes from row
+    to row; true dimensions; the tile row's list and the masks in lane order; which half of the tile and which
+    of its 64 rows it is; scale * log2(e), signed; for `changes` of scores, (settings, head, row, number of
+    rows), as ``tile_changes.py`` has them. Returns the base-2 logarithm of the sum of weights.
     """
     depth_parts, width_parts = -(-depth // 32), -(-width // 32)
     load, store = lanes.load_element(kind), lanes.store_element(kind)

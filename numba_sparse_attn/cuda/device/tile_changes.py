@@ -55,11 +55,11 @@ def tile_change_tools(
     """Device functions for scores of `columns` columns; `kinds` as in ``changes.py``, no bias among them.
 
     ``start()`` makes what the others take as `state`. ``enter(settings, head, row, rows, state)`` is about
-    the thread's upper row; by key, rows are keys. If `stacked`, the `rows` are queries of several heads behind
-    one another, and `head` counts such stacks (see ``tile/packing.py``). ``bend(settings, scores, slopes, factor, first, state)``
-    changes scores in place, `first` being the number of the thread's first column, and, if derivatives are
-    wanted (`steep`) and are not 1, stores these for ``unbend(weights, slopes)``, which multiplies by them.
-    Without any kinds they do nothing.
+    the thread's upper row; by key, rows are keys. If `stacked`, the `rows` are queries of several heads
+    behind one another, and `head` counts such stacks (see ``tile/packing.py``). ``bend(settings, scores,
+    slopes, factor, first, state)`` changes scores in place, `first` being the number of the thread's first
+    column, and, if derivatives are wanted (`steep`) and are not 1, stores these for ``unbend(weights,
+    slopes)``, which multiplies by them. Without any kinds they do nothing.
     """
     if not kinds:
         return _nothing()

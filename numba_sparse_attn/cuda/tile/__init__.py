@@ -15,11 +15,13 @@ from ..view import DeviceView
 from .launch_sm80 import backward_without_wgmma, forward_without_wgmma, has_wgmma
 from .prepared import ForwardLaunch, prepare_forward
 from .prepared_backward import BackwardLaunch, prepare_backward
-from .shape import MOST_HEAD_DIM
+from .shape import MOST_CHANGED_HEAD_DIM, MOST_HEAD_DIM
 
 __all__ = ["backward", "forward", "why_not"]
 
 _KINDS = ("float16", "bfloat16")
+#: Changes of scores that need no number a pair, and write none.
+_CHANGES = ("alibi", "softcap", "relative", "modify")
 
 
 def why_not(request: Request) -> list[str]:
@@ -42,10 +44,16 @@ def why_not(request: Request) -> list[str]:
         reasons.append(f"head dimension {widest}; the tile engine takes up to {MOST_HEAD_DIM}")
     if min(request.head_dim, request.value_dim) < 1:
         reasons.append("a head dimension of 0; the tile engine takes 1 and more")
-    if request.changed:
-        kinds = ", ".join(request.changed)
+    others = [change for change in request.changed if change not in _CHANGES]
+    if others:
         reasons.append(
-            f"changes of scores ({kinds}); the tile engine takes sinks, cuda-warp and cpu take all"
+            f"changes of scores ({', '.join(others)}); the tile engine takes sinks, and "
+            f"{', '.join(_CHANGES)} of which nothing is learned; cuda-warp and cpu take all"
+        )
+    if request.changed and widest > MOST_CHANGED_HEAD_DIM:
+        reasons.append(
+            f"changes of scores and head dimension {widest}; the tile engine takes up to "
+            f"{MOST_CHANGED_HEAD_DIM}, beyond which registers do not hold what they need"
         )
     if not all(isinstance(structure, Tiles) for structure in request.structures):
         reasons.append("structures other than Tiles; the tile engine takes tile lists")

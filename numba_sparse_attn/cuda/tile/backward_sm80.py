@@ -328,7 +328,10 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             if first_wanted:
                 load_second(second_left, second_rows)
 
-        steep, more_steep = cuda.local.array(steep_count, float32), cuda.local.array(more_steep_count, float32)
+        steep, more_steep = (
+            cuda.local.array(steep_count, float32),
+            cuda.local.array(more_steep_count, float32),
+        )
         state, more_state = start_changes(), start_changes()
         if changed and not by_keys:
             row = int32(begin + own_row + ((int32(own_thread()) & 31) >> 2))

@@ -146,7 +146,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         thread = own_thread()
         return int32(consumer * _ROWS + (((thread & 127) >> 5) << 4) + ((thread & 31) >> 2))
 
-    # As with masks, numbers of rows are read before products are started. A key meets queries of several heads.
+    # As with masks, read before products are started. A key meets queries of several heads.
     @cuda.jit(device=True, inline="always")
     def enter_step(settings, work, item, consumer, flags, turn, rows, state):
         if not changed:

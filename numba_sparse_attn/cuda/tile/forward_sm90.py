@@ -352,9 +352,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                             lower_sum *= lower_fade
                             wait(sums, weights)
                             rescale(sums, upper_fade, lower_fade)
-                        upper_sum, lower_sum = weigh(
-                            scores, unit, upper, lower, shifts, upper_sum, lower_sum
-                        )
+                        upper_sum, lower_sum = weigh(scores, unit, upper, lower, shifts, upper_sum, lower_sum)
                         turn = int32(turn + 1)
                         # Here and not before its use, because the assembler moves the next wait up to
                         # the last branch, and it has to stay behind the exponentials.

@@ -39,7 +39,7 @@ MERGE_SIGNATURE = types.void(
 
 
 class MergeShape(NamedTuple):
-    """Compile-time numbers: element type, padded dimensions, whether the scale is negative, changes of scores."""
+    """Element type, padded dimensions, whether the scale is negative, and what scores go through."""
 
     kind: str
     depth: int

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from ...formats.tiles import TILE
 from ..ptx.wgmma import CHUNK
 
-__all__ = ["MASK_BYTES", "MOST_HEAD_DIM", "TileShape", "padded", "tile_shape"]
+__all__ = ["MASK_BYTES", "MOST_CHANGED_HEAD_DIM", "MOST_HEAD_DIM", "TileShape", "padded", "tile_shape"]
 
 #: 256 columns are as wide as one instruction's result.
 MOST_HEAD_DIM = 256
+#: Beyond this, scores are not changed: at 256, sums and the least of changes, ALiBi, have 64 bytes spilled.
+MOST_CHANGED_HEAD_DIM = 192
 #: Dimensions are rounded up to a multiple of this: fewer kernels, and what is padded costs products of zeros.
 _ROUNDING = 32
 _ROW_BYTES = CHUNK * 2
@@ -41,8 +43,7 @@ _BLOCKINGS = {
     192: _Blocking(64, 2, 2),
     256: _Blocking(64, 2, 1),
 }
-#: Where scores go through more than one of these steps: what is kept of steps does not fit beside scores of 128
-#: keys.
+#: Changes of scores of which one fits beside scores of 128 keys; others, or several, have steps of 64 keys.
 _LIGHT_CHANGES = {64: ("alibi", "softcap", "relative", "modify"), 128: ("alibi", "softcap")}
 _CHANGED_BLOCKINGS = _BLOCKINGS | dict.fromkeys(_LIGHT_CHANGES, _Blocking(64, 4, 2))
 
@@ -125,8 +126,8 @@ class TileShape:
 
     @property
     def barriers_at(self) -> int:
-        """Offset of the barriers, two for each query buffer, four for each stage; then of the stages' flags, and
-        of the numbers of their first keys if scores are changed.
+        """Offset of the barriers, two for each query buffer, four for each stage; then of the stages' flags,
+        and of the numbers of their first keys if scores are changed.
         """
         return self.masks_at + (self.stages * MASK_BYTES if self.masked else 0)
 
