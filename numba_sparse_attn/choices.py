@@ -41,6 +41,8 @@ class Kind:
     dtype: np.dtype[Any]
     #: Why rows are the only path, if they are.
     by_rows: str | None = None
+    #: Kinds of the changes that scores go through.
+    changed: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -171,6 +173,12 @@ _MULTIPROCESSORS = 132
 _TILE_RATES = {64: 4.3e14, 128: 6.0e14, 192: 5.5e14, 256: 6.7e14}
 #: What looking at a mask costs, in tiles.
 _PARTIAL_TILE = 1.2
+#: What changes of scores cost a pair, in instructions: those that the forward kernel of head dimension 64 has
+#: more in its machine code (3, 15, 9; of a function with a tanh in float64 127), with 8 for an exponential or
+#: a reciprocal and 4 for a load, by the widths of their units. Assumed, not measured: that none of it hides
+#: behind products, and that 128 go by a cycle.
+_CHANGED_PAIR = {"alibi": 3, "softcap": 29, "relative": 14, "modify": 127}
+_PAIRS_A_SECOND = 128 * 1.75e9
 #: Tiles of a row that one multiprocessor takes in any case; longer rows are cut where others are idle.
 _UNCUT = 4
 #: Bytes of keys and values a second, gathered one by one and staged in runs ('gpu/*'), by bytes an element.
@@ -217,6 +225,7 @@ def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
     census = pattern.census
     padded = min(256, max(64, -(-max(kind.head_dim, kind.value_dim) // 64) * 64))
     one_tile = 4 * TILE * TILE * padded * _MULTIPROCESSORS / _TILE_RATES[padded]  # on one multiprocessor
+    one_tile += TILE * TILE * _changed_pair(kind) / _PAIRS_A_SECOND
     work = float(census.tiles)
     longest = 0
     if census.full_tiles is not None:
@@ -230,6 +239,11 @@ def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
     return census, tiles, rows
 
 
+def _changed_pair(kind: Kind) -> int:
+    """Instructions that changes of scores add to a pair of a tile; none for those that tiles do not take."""
+    return sum(_CHANGED_PAIR.get(change, 0) for change in kind.changed)
+
+
 def choose_gpu(pattern: Pattern, kind: Kind, path: str) -> Choice:
     """One of the paths of the GPU engines, which the planner has chosen for all patterns of a call."""
     census, tiles, rows = predict_gpu(pattern, kind)
@@ -240,6 +254,11 @@ def choose_gpu(pattern: Pattern, kind: Kind, path: str) -> Choice:
         f"rows {rows * 1e3:.3g} ms",
         _memory_line(structure, "tiles" if path == "tiles" else "rows"),
     ]
+    if path == "tiles" and kind.changed:
+        lines.append(
+            f"changes of scores ({', '.join(kind.changed)}): about {_changed_pair(kind)} instructions a pair "
+            "of a tile, selected or not"
+        )
     return Choice(structure, path, census, tuple(lines))
 
 

@@ -362,7 +362,7 @@ def _new_plan(
         by_rows = "scores are changed pair by pair"
     elif normaliser is not None and normaliser.needs_rows:
         by_rows = f"{normaliser.name} is computed row by row"
-    kinds = [Kind(int(count), head_dim, value_dim, dtype, by_rows) for count in uses]
+    kinds = [Kind(int(count), head_dim, value_dim, dtype, by_rows, changed) for count in uses]
     if by_rows:
         if isinstance(wish, Order):
             raise EngineError(

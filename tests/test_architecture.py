@@ -71,7 +71,7 @@ ALLOWED = {
     "cuda.warp": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "cuda.orders": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
     "cuda.selection": HOST | DEVICE_ARRAYS | {"arrays", "cuda.device", "cuda.launch"},
-    "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch"},
+    "cuda.tile": HOST | DEVICE_ARRAYS | {"cuda.device", "cuda.ptx", "cuda.launch", "cuda.changes"},
     "choices": HOST | {"patterns"},
     "reference_engine": HOST | {"reference", "reference_normalisers", "scores"},
     "ordering": HOST | {"choices", "orders", "patterns"},

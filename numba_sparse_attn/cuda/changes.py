@@ -1,8 +1,9 @@
 """Changes of scores on a GPU: numbers and settings in its memory, gradients from what pairs left there.
 
 Numbers come from the host and gradients go back there: they are those of SciPy arrays and of small tables.
-A settings block is as ``cuda/device/changes.py`` reads it. What every pair contributes to the gradient of a
-step comes back and is added up by the same code as on the CPU, in the order of the lists.
+A settings block is as ``cuda/device/changes.py`` and ``tile_changes.py`` read it. What every pair
+contributes to the gradient of a step comes back and is added up by the same code as on the CPU, in the order
+of the lists.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class DeviceChanges(NamedTuple):
     kinds : tuple
         What kernels are compiled for; see ``cuda/device/changes.py``.
     settings : int
-        Address of the settings block.
+        Address of the settings block: a row for every step, and n_q and n_k behind them.
     pairs : tuple of (DeviceView or None)
         What the pairs of every step contribute to its gradient.
     hold : tuple
@@ -142,7 +143,8 @@ def device_changes(
         hold.append(view)
         return view.address
 
-    words = np.zeros((max(1, len(changes.steps)), _WORDS), np.int64)
+    words = np.zeros((len(changes.steps) + 1, _WORDS), np.int64)
+    words[-1, :2] = request.n_q, request.n_k
     pairs: list[DeviceView | None] = []
     for row, step in zip(words, changes.steps, strict=False):
         if isinstance(step, PairBias):

@@ -22,8 +22,12 @@ _Array = npt.NDArray[Any]
 
 
 def kinds_of(scores: Sequence[Change]) -> tuple[str, ...]:
-    """Names of the changes that an engine has to apply; a sink is none."""
-    return tuple(change.kind for change in scores if not isinstance(change, Sink))
+    """Names of the changes that an engine has to apply, "learned ..." if they learn; a sink is none."""
+    return tuple(
+        f"learned {change.kind}" if change.learnable else change.kind
+        for change in scores
+        if not isinstance(change, Sink)
+    )
 
 
 class CallScores:

@@ -53,8 +53,10 @@ class RelativeChange(Change):
         size = math.prod(self._sizes)
         if self.grid is None:
             offset = request.n_k - request.n_q if self.offset is None else self.offset
-            queries = np.arange(request.n_q, dtype=np.int64) + offset + size // 2
             keys = np.arange(request.n_k, dtype=np.int64)
+            # Differences beyond the table are all the same, so places are small whatever the offset.
+            queries = np.arange(request.n_q, dtype=np.int64) + offset + size // 2
+            queries = np.clip(queries, -1, request.n_k + size)
         else:
             queries, keys = self._grid_places(request)
         return changes.Relative(

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import numba_sparse_attn as nsa
-from numba_sparse_attn import scores
+from numba_sparse_attn import planner, scores
+from numba_sparse_attn.cuda import calls, sinks, tile
 from numba_sparse_attn.cuda import changes as device_side
-from numba_sparse_attn.cuda import sinks, tile
 from numba_sparse_attn.formats.work import Request
 from numba_sparse_attn.reference_engine import ReferenceEngine
 from numba_sparse_attn.scores.sink import sink_gradient, with_sink
+from numba_sparse_attn.testing import DTYPES
 
 from . import test_calls
 from .test_calls import PATTERN, engine, on_gpu, random_arrays, seen
@@ -103,7 +104,39 @@ def test_the_tile_engine_says_who_takes_changes() -> None:
     half = np.dtype(np.float16)
     settings = (np.zeros((1, 1), np.int32), 1, 1, 128, 128, 64, 64, half, 0.125)
     assert not tile.why_not(Request((pattern.tiles(),), *settings))
+    assert not tile.why_not(Request((pattern.tiles(),), *settings, changed=("softcap", "alibi")))
     (reason,) = tile.why_not(Request((pattern.tiles(),), *settings, changed=("bias", "softcap")))
-    assert (
-        reason == "changes of scores (bias, softcap); the tile engine takes sinks, cuda-warp and cpu take all"
-    )
+    assert reason.startswith("changes of scores (bias); the tile engine takes sinks, and alibi, softcap, ")
+    wide = (np.zeros((1, 1), np.int32), 1, 1, 128, 128, 256, 64, half, 0.125)
+    (reason,) = tile.why_not(Request((pattern.tiles(),), *wide, changed=("softcap",)))
+    assert reason.startswith("changes of scores and head dimension 256; the tile engine takes up to 192")
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "engine"),
+    [
+        (scores.alibi(4), "float16", "cuda-tile"),
+        (scores.softcap(30.0), "bfloat16", "cuda-tile"),
+        (scores.alibi(4), "float32", "cuda-warp"),
+        (scores.alibi(4, learnable=True), "float16", "cuda-warp"),
+        (scores.relative(np.zeros(9, np.float32)), "float16", "cuda-warp"),
+        (scores.relative(np.zeros(9, np.float32), learnable=False), "float16", "cuda-tile"),
+        (scores.bias(np.zeros(1000, np.float32), learnable=False), "float16", "cuda-warp"),
+    ],
+)
+def test_the_planner_takes_tiles_where_nothing_is_learned(
+    change: Any, dtype: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "why_unavailable", lambda name, device: None)
+    pattern = nsa.patterns.sliding_window(4096, 256)
+    plan = planner.make_plan(
+        pattern, heads=4, kv_heads=4, head_dim=64, value_dim=64, dtype=DTYPES[dtype], scale=0.125,
+        engine="auto", gpu=0, order="auto", scores=(change,),
+    )  # fmt: skip
+    said = plan.explain()
+    assert plan.engine == engine and "order natural: scores are changed pair by pair" in said
+    if engine == "cuda-tile":
+        assert f"changes of scores ({change.kind}): about" in said
+    elif dtype == "float16":
+        learned = "learned " if change.learnable else ""
+        assert f"the tile engine cannot run this call: changes of scores ({learned}{change.kind})" in said

@@ -12,13 +12,14 @@ import pytest
 pytest.importorskip("numba.cuda", reason="numba.cuda is not installed: pip install numba-cuda")
 
 #: The warp engine, without and with changes of scores and other normalisers, the tile engine on mma.sync,
-#: forward and backward, orders of tokens, and selections by content.
+#: forward and backward and with changes of scores, orders of tokens, and selections by content.
 CASES = (
     "simulator_cases.py",
     "change_cases.py",
     "normaliser_simulator_cases.py",
     "tile_simulator_cases.py",
     "tile_gradient_cases.py",
+    "tile_change_cases.py",
     "order_simulator_cases.py",
     "selection_cases.py",
 )

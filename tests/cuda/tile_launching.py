@@ -10,12 +10,14 @@ import contextlib
 import warnings
 import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 from numba import cuda
 
+from numba_sparse_attn.cuda import changes as device_side
 from numba_sparse_attn.cuda import tile
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.orders import backward_in_classes, classes, forward_in_classes, moving
@@ -26,6 +28,7 @@ from numba_sparse_attn.cuda.tile.copies import make_copy
 from numba_sparse_attn.cuda.tile.forward_sm80 import make_forward
 from numba_sparse_attn.cuda.tile.statistics import make_statistics
 from numba_sparse_attn.cuda.view import DeviceView
+from numba_sparse_attn.scores._calls import CallScores, kinds_of
 from numba_sparse_attn.testing import (
     assert_margins_untouched,
     dirty_memory,
@@ -45,25 +48,30 @@ WRITES = {
 }
 
 
-def run(problem, structures, *, poison=np.nan, gradients=False):
+def run(problem, structures, *, poison=np.nan, gradients=False, scores=(), stack=None):
     """ "out", "lse" and, if asked for, gradients; `poison` in rows that no pair needs, NaN in outputs and
-    around them.
+    around them. `stack` may put heads behind one another, as ``packing.py`` does.
     """
     problem = poisoned(problem, poison)
     q, k, v, dout = problem.arrays
     out = surrounded(nan_filled((*q.shape[:-1], v.shape[-1]), problem.dtype))
     lse = surrounded(nan_filled(q.shape[:-1], np.dtype(np.float32)))
-    device = _Device()
-    request = request_for(problem, structures)
+    device = Device()
+    request = replace(request_for(problem, structures), changed=kinds_of(scores))
     assert tile.why_not(request) == []
+    changes = device.changes(scores, request, q.shape[:-3])
+    views = [device.view(array) for array in (q, k, v, out, lse)]
+    forward_request = request
+    if stack is not None:
+        forward_request, views[0], views[3] = stack(request, views[0], views[3])
     with device.installed():
-        tile.forward(request, *(device.view(array) for array in (q, k, v, out, lse)))
+        tile.forward(forward_request, *views, changes)
     results = {"out": out, "lse": lse}
     if gradients:
         targets = [surrounded(nan_filled(array.shape, problem.dtype)) for array in (q, k, v)]
         with device.installed():
             launch_sm80.backward_without_wgmma(
-                request, *(device.view(array) for array in (dout, q, k, v, out, lse, *targets))
+                request, *(device.view(array) for array in (dout, q, k, v, out, lse, *targets)), changes
             )
         results |= zip(("dq", "dk", "dv"), targets, strict=True)
     for array in results.values():
@@ -79,23 +87,23 @@ def run_in_classes(problem, structure, fold):
     results = {name: surrounded(nan_filled(shape, problem.dtype)) for name, shape in shapes.items()}
     results["lse"] = surrounded(nan_filled(q.shape[:-1], np.dtype(np.float32)))
     out, lse = results["out"], results["lse"]
-    device = _Device()
+    device = Device()
     with device.installed():
         forward_in_classes(tile.forward, request, *map(device.view, (q, k, v, out, lse)))
     gradients = [results[name] for name in ("dq", "dk", "dv")]
     with device.installed():
-        engine = launch_sm80.backward_without_wgmma
+        engine = partial(launch_sm80.backward_without_wgmma, changes=None)
         backward_in_classes(engine, request, *map(device.view, (dout, q, k, v, out, lse, *gradients)))
     for array in results.values():
         assert_margins_untouched(array)
     return results
 
 
-class _Device:
+class Device:
     """Arrays that stand for device memory, and what is done with them."""
 
     def __init__(self):
-        self._arrays = []
+        self.arrays = []
 
     @contextlib.contextmanager
     def installed(self):
@@ -127,9 +135,18 @@ class _Device:
             yield
 
     def view(self, array):
-        self._arrays.append(array)
+        self.arrays.append(array)
         address = array.__array_interface__["data"][0]
         return DeviceView(address, array.shape, array.strides, array.dtype, 0, 0, "other", array)
+
+    def changes(self, scores, request, lead):
+        """What the engine is handed of changes that learn nothing."""
+        scored = CallScores(scores, "cuda-tile").of(request, lead)
+        if not scored.changes:
+            return None
+        staging = SimpleNamespace(to_device=lambda array, device, stream: self.view(array))
+        with mock.patch.object(device_side, "staging", staging):
+            return device_side.device_changes(scored.changes[0], request, 0, 0, gradients=True)
 
     def _scratch(self, nbytes, device, stream, library):
         room = nan_filled((nbytes // 4 + 4,), np.dtype(np.float32))
@@ -145,7 +162,7 @@ class _Device:
         typed = [kind(argument) for kind, argument in zip(signature.args, arguments, strict=True)]
         targets = [arguments[number] for number in WRITES[make]]
         readable, writable = [], []
-        for array in self._arrays:
+        for array in self.arrays:
             low, high = np.lib.array_utils.byte_bounds(array)
             (writable if any(low <= target < high for target in targets) else readable).append(array)
         with guarded(readable, writable), dirty_memory(), warnings.catch_warnings():

@@ -19,11 +19,19 @@ from numba_sparse_attn.cuda.device import fragments, simulated_fragments
 from numba_sparse_attn.cuda.device.shared_rows import lane_offset, pieces_at
 from numba_sparse_attn.cuda.device.simulated import guarded
 from numba_sparse_attn.cuda.tile.merge import MERGE_SIGNATURE, MERGE_WARPS, MergeShape, make_merge
-from numba_sparse_attn.testing import DTYPES, budget_for, nan_filled, poisoned, random_problem
+from numba_sparse_attn.testing import (
+    DTYPES,
+    budget_for,
+    nan_filled,
+    poisoned,
+    random_problem,
+    request_for,
+)
 
+from ..scores.test_agreement import problem_with
 from .fragment_products import make_products, operands
 from .simulator_cases import address_of, one_core  # noqa: F401
-from .tile_launching import run
+from .tile_launching import Device, run
 
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 
@@ -53,6 +61,11 @@ def parts_of_rows(problem, head, counts):
     width = -(-problem.v.shape[-1] // 32) * 32
     scores = problem.q[head].astype(np.float32) @ problem.k[head].astype(np.float32).T
     factor = np.float32(problem.scale * np.log2(np.e))
+    if problem.changes:  # the largest score is kept with the factor in it
+        scores = scores * np.float32(problem.scale)
+        for change in problem.changes:
+            scores, _ = change.apply(scores, 0, head, slice(0, len(scores)))
+        scores, factor = scores * np.float32(np.log2(np.e)), np.float32(1.0)
     values = problem.v[head].astype(np.float32)
     slots = []
     for row, count in enumerate(counts):
@@ -73,11 +86,18 @@ def parts_of_rows(problem, head, counts):
     return np.stack(slots)
 
 
-@pytest.mark.parametrize(("head_dim", "poison"), [(32, 0.0), (80, np.nan)])
-def test_parts_of_rows_become_results(head_dim, poison):
+@pytest.mark.parametrize(
+    ("head_dim", "poison", "names"),
+    [(32, 0.0, ()), (80, np.nan, ()), (32, np.nan, ("alibi", "relative", "softcap", "modify"))],
+)
+def test_parts_of_rows_become_results(head_dim, poison, names):
     mask = ragged(150, 400)
     mask[:, [5, 390]] = False
-    problem = random_problem(mask, heads=1, head_dim=head_dim, dtype=np.float16)
+    problem, scores = problem_with(names, mask, heads=1, head_dim=head_dim, dtype=np.float16)
+    for change in scores:
+        change.learnable = False
+    device = Device()
+    changes = device.changes(scores, request_for(problem, []), ())
     dirty = poisoned(problem, poison)
     tiles = as_pattern(mask).tiles()
     counts = [3, 2]
@@ -94,14 +114,15 @@ def test_parts_of_rows_become_results(head_dim, poison):
     lse = nan_filled((1, 150), np.dtype(np.float32))
     arrays = (*dirty.arrays[:3], out)
     depth = -(-head_dim // 32) * 32
-    kernel = make_merge(MergeShape("float16", depth, depth, False))
+    kernel = make_merge(MergeShape("float16", depth, depth, False, changes.kinds if changes else ()))
     addresses = [address_of(array) for array in (long_rows, slots, lse)]
     strides = [stride for array in arrays for stride in (0, *array.strides[:2])]
     sizes = [1, 1, 150, head_dim, head_dim]
     factor = np.float32(problem.scale * np.log2(np.e))
     arguments = [*addresses, *sizes, *(address_of(array) for array in arrays), *strides, factor]
+    arguments.append(changes.settings if changes else 0)
     typed = [kind(argument) for kind, argument in zip(MERGE_SIGNATURE.args, arguments, strict=True)]
-    with guarded([long_rows, slots, pairs, lanes, *arrays[:3]], [out, lse]):
+    with guarded([long_rows, slots, pairs, lanes, *arrays[:3], *device.arrays], [out, lse]):
         cuda.jit(kernel)[2 * 128 // MERGE_WARPS, 32 * MERGE_WARPS](*typed)
     budget_for(problem, gradients=False).check(out=out, lse=lse)
 

@@ -17,7 +17,7 @@ from numba import cuda, float32, float64, int32, int64
 
 from . import lanes as device
 
-__all__ = ["STEP_WORDS", "ChangeTools", "change_tools"]
+__all__ = ["STEP_WORDS", "ChangeTools", "change_tools", "unknown_derivative"]
 
 #: int64 words of settings a step: addresses of the numbers and of where each head's begin; of places of
 #: queries and of keys; size or offset; address of a single number; addresses of what pairs contribute to the
@@ -192,7 +192,7 @@ def _make_link(number: int, kind: tuple[Any, ...], real_kind: str, by_key: bool)
 
     else:
         function = cuda.jit(device=True, inline="always")(kind[1].function)
-        derivative = cuda.jit(device=True, inline="always")(kind[1].derivative or _make_unknown())
+        derivative = cuda.jit(device=True, inline="always")(kind[1].derivative or unknown_derivative)
 
         @cuda.jit(device=True, inline="always")
         def apply(score, head, i, j, entry, kept, numbers, bends, place):
@@ -211,13 +211,9 @@ def _make_link(number: int, kind: tuple[Any, ...], real_kind: str, by_key: bool)
     return enter, apply, back
 
 
-def _make_unknown() -> Callable[..., Any]:
+def unknown_derivative(score: float, head: int, i: int, j: int) -> float:
     """In place of a derivative that there is not: nobody goes back through such a function."""
-
-    def unknown(score, head, i, j):
-        return math.nan
-
-    return unknown
+    return math.nan
 
 
 def _chained(links: list[Any]) -> Any:

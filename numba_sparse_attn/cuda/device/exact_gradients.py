@@ -14,6 +14,7 @@ from numba import cuda, float32, int32, int64
 
 from . import lanes
 from .fragments import fma_float32, own_thread
+from .tile_changes import pair_change
 
 __all__ = ["exact_gradients"]
 
@@ -22,7 +23,14 @@ _FULL = 0
 
 @functools.cache
 def exact_gradients(
-    kind: str, depth: int, width: int, *, by_keys: bool, first: bool, second: bool
+    kind: str,
+    depth: int,
+    width: int,
+    *,
+    by_keys: bool,
+    first: bool,
+    second: bool,
+    changes: tuple[Any, ...] = (),
 ) -> Callable[..., Any]:
     """Device function for rows of up to `depth`, and values of up to `width` elements.
 
@@ -30,19 +38,36 @@ def exact_gradients(
     whose gradients are dk, the `first`, and dv, the `second`. The others are keys and values, or queries and
     dout of all heads of a group.
 
-    ``(own, others, targets, dimensions, pairs, lists, factor, scale)``: addresses of the row's two parts;
+    ``(own, others, targets, dimensions, pairs, lists, factor, scale, where)``: addresses of the row's parts;
     (address, bytes from head to head, bytes from row to row) of the others' first part, then of the second;
     addresses of the first and the second gradient; (head dimension, value dimension); (address, bytes from
     head to head) of the row's pair of statistics, or, by keys, of those of query 0 of the group's first
     head; (entries, masks in lane order, number of entries, half of the tile, which of its 64 rows);
-    scale * log2(e); scale. Entries are int32: tile column and mask; by keys (head in the group, tile row,
-    mask, 0), and masks are those of the transposed tiles.
+    scale * log2(e); scale; for `changes` of scores, (settings, head, number of the row), where by keys
+    the head is the group's first. Entries are int32: tile column and mask; by keys (head in the group, tile
+    row, mask, 0), and masks are those of the transposed tiles.
     """
     depth_parts, width_parts = -(-depth // 32), -(-width // 32)
     load, store = lanes.load_element(kind), lanes.store_element(kind)
     load_int32, load_int64, load_float32 = lanes.load_int32, lanes.load_int64, lanes.load_element("float32")
     exp2_float32, xor_lane = lanes.exp2("float32"), lanes.xor_lane
     entry_bytes, tile_at, mask_at = (16, 4, 8) if by_keys else (8, 0, 4)
+    change = pair_change(changes, stacked=False)
+
+    if changes:
+
+        @cuda.jit(device=True, inline="always")
+        def weight_of(score, factor, shift, where, member, number):
+            settings, head, own = where
+            query, key = (number, own) if by_keys else (own, number)
+            changed, slope = change(score * factor, settings, head + member, query, 0, key)
+            return exp2_float32(changed - shift), slope
+
+    else:
+
+        @cuda.jit(device=True, inline="always")
+        def weight_of(score, factor, shift, where, member, number):
+            return exp2_float32(fma_float32(score, factor, -shift)), float32(1.0)
 
     def row_functions(parts: int) -> tuple[Callable[..., Any], ...]:
         @cuda.jit(device=True, inline="always")
@@ -80,7 +105,7 @@ def exact_gradients(
     read_second, write_second, product_of_second, add_second = row_functions(width_parts)
 
     @cuda.jit(device=True, inline="always")
-    def compute(own, others, targets, dimensions, pairs, lists, factor, scale):
+    def compute(own, others, targets, dimensions, pairs, lists, factor, scale, where):
         own_first, own_second = own
         first_at, first_head, first_row, second_at, second_head, second_row = others
         head_dim, value_dim = dimensions
@@ -117,12 +142,12 @@ def exact_gradients(
                     if by_keys:
                         pair = pairs_at + member * pairs_head + 8 * number
                     score = product_of_first(one, their_one)
-                    weight = exp2_float32(fma_float32(score, factor, -load_float32(pair)))
+                    weight, steep = weight_of(score, factor, load_float32(pair), where, member, number)
                     if second:
                         add_second(more_total, weight, their_two)
                     if first:
                         slope = product_of_second(two, their_two) - load_float32(pair + 4)
-                        add_first(total, weight * slope, their_one)
+                        add_first(total, weight * slope * steep, their_one)
         if first:
             write_first(targets[0], head_dim, total, scale)
         if second:

@@ -16,6 +16,7 @@ from numba import cuda, float32, int32, int64
 
 from . import lanes
 from .fragments import fma_float32
+from .tile_changes import pair_change
 
 __all__ = ["exact_row"]
 
@@ -23,24 +24,26 @@ _FULL = 0
 
 
 @functools.cache
-def exact_row(kind: str, depth: int, width: int) -> Callable[..., Any]:
+def exact_row(kind: str, depth: int, width: int, changes: tuple[Any, ...] = ()) -> Callable[..., Any]:
     """Device function for rows of up to `depth` and values of up to `width` elements.
 
     ``(query, keys, values, target, key_row, value_row, head_dim, value_dim, lists, pool, count, half, row,
-    factor)``: addresses of the row, of the head's keys and values, and of the result; bytes from row to row;
-    true dimensions; the tile row's list and the masks in lane order; which half of the tile and which of
-    its 64 rows it is; scale * log2(e), signed. Returns the base-2 logarithm of the sum of weights.
+    factor, where)``: addresses of the row, of the head's keys and values, and of the result; bytes from row
+    to row; true dimensions; the tile row's list and the masks in lane order; which half of the tile and which
+    of its 64 rows it is; scale * log2(e), signed; for `changes` of scores, (settings, head, row, number of
+    rows), as ``tile_changes.py`` has them. Returns the base-2 logarithm of the sum of weights.
     """
     depth_parts, width_parts = -(-depth // 32), -(-width // 32)
     load, store = lanes.load_element(kind), lanes.store_element(kind)
     load_int32, load_int64 = lanes.load_int32, lanes.load_int64
     exp2_float32, xor_lane = lanes.exp2("float32"), lanes.xor_lane
+    change = pair_change(changes, stacked=True)
     infinite = float32(math.inf)
 
     @cuda.jit(device=True, inline="always")
     def compute(
         query_at, keys, values, target, key_row, value_row, head_dim, value_dim,
-        lists, pool, count, half, row, factor,
+        lists, pool, count, half, row, factor, where,
     ):  # fmt: skip
         lane = int32(cuda.threadIdx.x & 31)
         query = cuda.local.array(depth_parts, float32)
@@ -76,6 +79,7 @@ def exact_row(kind: str, depth: int, width: int) -> Callable[..., Any]:
                     for bit in range(5):
                         score += xor_lane(score, 1 << bit)
                     score *= factor
+                    score, _ = change(score, where[0], where[1], where[2], where[3], number)
                     if not (score <= largest):  # a nan, too, becomes the maximum and stays it
                         fade = exp2_float32(largest - score)
                         weight *= fade

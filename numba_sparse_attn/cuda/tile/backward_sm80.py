@@ -31,6 +31,7 @@ from ..device import fragments, lanes
 from ..device.exact_gradients import exact_gradients
 from ..device.row_results import result_tools
 from ..device.shared_rows import lane_offset, row_tools
+from ..device.tile_changes import bends, tile_change_tools
 from ..device.tile_gradients import gradient_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
@@ -47,6 +48,7 @@ BACKWARD_SIGNATURE = types.void(
     *[types.int64] * 6,  # own rows' first and second part, the others', first and second gradient
     *[types.int64] * 18,  # (batch, head, row) strides of these in bytes, multiples of 16
     *[types.float32] * 2,  # abs(scale) * log2(e), scale
+    types.int64,  # settings of changes (0: none)
 )
 
 
@@ -93,8 +95,14 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
     own_piece, copy_rows, store_first = row_tools(kind, depth, shape.threads, result_bytes)
     store_second = row_tools(kind, width, shape.threads, result_bytes).store_rows
     compute_exactly = exact_gradients(
-        kind, depth, width, by_keys=by_keys, first=first_wanted, second=second_wanted
+        kind, depth, width, by_keys=by_keys, first=first_wanted, second=second_wanted, changes=shape.changes
     )
+    start_changes, enter_changes, bend, unbend = tile_change_tools(
+        shape.changes, columns, by_key=by_keys, steep=first_wanted
+    )
+    changed = bool(shape.changes)
+    steep_count = score_count if first_wanted and bends(shape.changes) else 1
+    more_steep_count = steep_count if row_tiles == 2 else 1
     from_lane, copy_chunk = lanes.from_lane, lanes.copy_chunk
     load_int32, load_int64, load_float32 = lanes.load_int32, lanes.load_int64, lanes.load_element("float32")
     commit, wait = lanes.commit_copies, lanes.wait_for_copies(0)
@@ -193,7 +201,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         own_first, own_first_row, own_second, own_second_row = own
         first_to, first_to_row, second_to, second_to_row = targets
         pairs_from, pairs_head = pairs
-        factor, scale = numbers
+        factor, scale, settings, head = numbers
         first = int32(first_row + own_row)
         present = int32(n_own - first)
         room_of_warp = place_of(base + own_row * result_bytes)
@@ -230,6 +238,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                         (lists, masks, count, int32(local >> 6), int32(local & 63)),
                         factor * float32(sign),
                         scale,
+                        (settings, head, number),
                     )
 
     def kernel(
@@ -239,8 +248,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         first_batch, first_head, first_row, second_batch, second_head, second_row,
         first_target_batch, first_target_head, first_target_row,
         second_target_batch, second_target_head, second_target_row,
-        factor, scale,
+        factor, scale, settings,
     ):  # fmt: skip
+        unit = float32(1.0) if changed else factor
         entry, batch, head, begin, count, lists, masks = own_item(work, heads)
         other_head = int32(head * group) if by_keys else int32(head // group)
         first_size, second_size = int32(2 * head_dim), int32(2 * value_dim)
@@ -319,6 +329,17 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             if first_wanted:
                 load_second(second_left, second_rows)
 
+        steep, more_steep = (
+            cuda.local.array(steep_count, float32),
+            cuda.local.array(more_steep_count, float32),
+        )
+        state, more_state = start_changes(), start_changes()
+        if changed and not by_keys:
+            row = int32(begin + own_row + ((int32(own_thread()) & 31) >> 2))
+            enter_changes(settings, head, row, n_own, state)
+            if row_tiles == 2:
+                enter_changes(settings, head, int32(row + 16), n_own, more_state)
+
         here, there = ring, place_of(ring + buffer_bytes)
         step = int32(0)
         while step < end:
@@ -347,6 +368,19 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             others_first = place_of(here + lane_offset(first_bytes))
             others_second = place_of(here + (second_at + lane_offset(second_bytes)))
             score(scores, more_scores, first_left, right, first_rows, others_first)
+            if changed:
+                entry_at = load_int64(own_address(work) + 16) + entry_bytes * int64(step >> step_bits)
+                column = int32(load_int32(entry_at + tile_at) * TILE + 2 * (int32(own_thread()) & 3))
+                column = int32(column + (step & ((1 << step_bits) - 1)) * columns)
+                if by_keys:
+                    row = int32(begin + own_row + ((int32(own_thread()) & 31) >> 2))
+                    member = int32(head * group + load_int32(entry_at))
+                    enter_changes(settings, member, row, n_own, state)
+                    if row_tiles == 2:
+                        enter_changes(settings, member, int32(row + 16), n_own, more_state)
+                bend(settings, scores, steep, factor, column, state)
+                if row_tiles == 2:
+                    bend(settings, more_scores, more_steep, factor, column, more_state)
             if masked:
                 if partial:
                     mask_scores(scores, word, word)
@@ -354,9 +388,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                         mask_scores(more_scores, more_word, more_word)
             # By keys, of this lane's first column.
             pairs_here = place_of(here + (pairs_at + 16 * (int32(own_thread()) & 3)))
-            weigh(scores, factor, fixed, pairs_here)
+            weigh(scores, unit, fixed, pairs_here)
             if row_tiles == 2:
-                weigh(more_scores, factor, more_fixed, pairs_here)
+                weigh(more_scores, unit, more_fixed, pairs_here)
             if second_wanted:
                 pack(scores, packed)
                 if row_tiles == 2:
@@ -368,9 +402,11 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                 for i in range(more_score_count):
                     more_slopes[i] = float32(0.0)
                 slope(slopes, more_slopes, second_left, right, second_rows, others_second)
+                unbend(scores, steep)
                 differentiate(scores, slopes, fixed, pairs_here)
                 pack(slopes, packed)
                 if row_tiles == 2:
+                    unbend(more_scores, more_steep)
                     differentiate(more_scores, more_slopes, more_fixed, pairs_here)
                     pack(more_slopes, more_packed)
                 add_first(first_sums, more_first_sums, packed, more_packed, right, others_first)
@@ -399,7 +435,8 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             second_target + int64(batch) * second_target_batch + int64(head) * second_target_head,
             second_target_row,
         )
-        sizes, numbers = (n_own, head_dim, value_dim), (factor, scale)
+        sizes = n_own, head_dim, value_dim
+        numbers = factor, scale, settings, other_head if by_keys else head
         place = pairs_of(pairs, entry, group, n_own, n_other)
         finish(first_sums, second_sums, base, own_row, item, sizes, own, others, targets, place, numbers)
         if row_tiles == 2:

@@ -45,6 +45,7 @@ from ..device.exact_gradients import exact_gradients
 from ..device.lanes import from_lane, load_element, load_int32, load_int64, store_element
 from ..device.row_parts import gradient_row_bytes, sums_writer
 from ..device.row_results import result_tools
+from ..device.tile_changes import bends, tile_change_tools
 from ..device.tile_gradients import gradient_tools
 from ..device.warpgroups import group_barriers
 from ..ptx.arithmetic import own_thread
@@ -80,6 +81,7 @@ BACKWARD_SIGNATURE = types.void(
     *[types.int64] * 6,  # own_a, own_b, other_a, other_b, target_a, target_b
     *[types.int64] * 18,  # (batch, head, row) strides of these in bytes
     *[types.float32] * 2,  # abs(scale) * log2(e), scale
+    types.int64,  # settings of changes (0: none)
 )
 
 
@@ -113,8 +115,13 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
 
     weigh, slope, pack = gradient_tools(kind, columns, by_column=of_keys)
     compute_exactly = exact_gradients(
-        kind, shape.depth, shape.width, by_keys=of_keys, first=first, second=second
+        kind, shape.depth, shape.width, by_keys=of_keys, first=first, second=second, changes=shape.changes
     )
+    start_changes, enter_changes, bend, unbend = tile_change_tools(
+        shape.changes, columns, by_key=of_keys, steep=first
+    )
+    changed = bool(shape.changes)
+    steep_count = score_count if first and bends(shape.changes) else 1
     blemish_of_a, blemish_of_b = result_tools(8 * a_quads).blemish, result_tools(8 * b_quads).blemish
     pack_two = pack_pair(kind)
     store_one, load_real = store_element(kind), load_element("float32")
@@ -148,6 +155,24 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         else:
             word = int32(load_shared_int32(uint32(at + 2 * (turn & 2))) >> (16 * (turn & 1)))
         return int32(-1) if load_shared_int32(uint32(flags + 4 * stage)) == FULL else word
+
+    @cuda.jit(device=True, inline="always")
+    def row_of(consumer):
+        # Of an item's rows, a thread has this one and the one 8 further down.
+        thread = own_thread()
+        return int32(consumer * _ROWS + (((thread & 127) >> 5) << 4) + ((thread & 31) >> 2))
+
+    # As with masks, read before products are started. A key meets queries of several heads.
+    @cuda.jit(device=True, inline="always")
+    def enter_step(settings, work, item, consumer, flags, turn, rows, state):
+        if not changed:
+            return int32(0)
+        stage = stage_of(turn)
+        if of_keys:
+            row = int32(load_int64(work + WORK_BYTES * int64(item))) * TILE + row_of(consumer)
+            head = load_shared_int32(uint32(flags + 4 * (2 * stages + stage)))
+            enter_changes(settings, head, row, rows, state)
+        return int32(load_shared_int32(uint32(flags + 4 * (stages + stage))) + 2 * (own_thread() & 3))
 
     @cuda.jit(device=True, inline="always")
     def mask_scores(scores, mask):
@@ -191,10 +216,13 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         if first and second:
 
             @cuda.jit(device=True, inline="always")
-            def compute(scores, products, a, b, slopes, weights, values, fixed, at, factor, pending, empty):
+            def compute(
+                scores, products, a, b, slopes, weights, values, fixed, at, factor, steep, pending, empty
+            ):  # fmt: skip
                 weigh(scores, factor, fixed, at)
                 pack(scores, weights)
                 add_b_after_products(b, weights, products, values)
+                unbend(scores, steep)
                 slope(scores, products, fixed, at)
                 if later:
                     wait_a(a, slopes)
@@ -205,9 +233,12 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         elif first:
 
             @cuda.jit(device=True, inline="always")
-            def compute(scores, products, a, b, slopes, weights, values, fixed, at, factor, pending, empty):
+            def compute(
+                scores, products, a, b, slopes, weights, values, fixed, at, factor, steep, pending, empty
+            ):  # fmt: skip
                 weigh(scores, factor, fixed, at)
                 wait_products(products)
+                unbend(scores, steep)
                 slope(scores, products, fixed, at)
                 if later:
                     wait_a(a, slopes)
@@ -217,7 +248,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         else:
 
             @cuda.jit(device=True, inline="always")
-            def compute(scores, products, a, b, slopes, weights, values, fixed, at, factor, pending, empty):
+            def compute(
+                scores, products, a, b, slopes, weights, values, fixed, at, factor, steep, pending, empty
+            ):  # fmt: skip
                 weigh(scores, factor, fixed, at)
                 if later:
                     wait_b(b, weights)
@@ -263,12 +296,6 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             add_b(b, weights, uint32(before + other_b_units))
 
     @cuda.jit(device=True, inline="always")
-    def row_of(consumer):
-        # Of an item's rows, a thread has this one and the one 8 further down.
-        thread = own_thread()
-        return int32(consumer * _ROWS + (((thread & 127) >> 5) << 4) + ((thread & 31) >> 2))
-
-    @cuda.jit(device=True, inline="always")
     def store_row(sums, quads, offset, target, dimension, lane, scale):
         # A quad writes 8 neighbours of its row at a time.
         for i in range(quads):
@@ -299,7 +326,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         own_a_batch, own_a_head, own_a_row, own_b_batch, own_b_head, own_b_row,
         other_a_batch, other_a_head, other_a_row, other_b_batch, other_b_head, other_b_row,
         target_a_batch, target_a_head, target_a_row, target_b_batch, target_b_head, target_b_row,
-        factor, scale,
+        factor, scale, settings,
     ):  # fmt: skip
         # A trip to memory, asked for before there is anything to wait for.
         item = int32(cuda.blockIdx.x)
@@ -308,6 +335,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
         place, entry_at, masks = load_int64(work_at), load_int64(work_at + 16), load_int64(work_at + 24)
         tiles, tile_row = load_int32(work_at + 8), load_int32(work_at + 32 + tile_at)
         member, mask = load_int32(work_at + 32), load_int32(work_at + 32 + mask_at)
+        unit = float32(1.0) if changed else factor
         base = uint32((shared_address(cuda.shared.array(0, uint8)) + 1023) & 0xFFFFFC00)
         item_full = uint32(base + barriers_at)
         item_empty = uint32(item_full + 8 * _CONSUMERS)
@@ -353,6 +381,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                             full = uint32(step_full + 8 * stage)
                             barrier_wait(uint32(step_empty + 8 * stage), int32(stage_parity(turn) ^ 1))
                             announced = int32(step_bytes + pair_bytes)
+                            if changed:
+                                store_shared_int32(uint32(flags + 4 * (stages + stage)), row)
+                                store_shared_int32(uint32(flags + 4 * (2 * stages + stage)), other_head)
                             if masked:
                                 store_shared_int32(uint32(flags + 4 * stage), mask)
                                 if mask != FULL:
@@ -404,6 +435,8 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
             slopes = cuda.local.array(weight_count, int32)
             weights = cuda.local.array(weight_count, int32)
             fixed = cuda.local.array(4, float32)
+            steep = cuda.local.array(steep_count, float32)
+            state = start_changes()
             consumer = warpgroup
             # Operands of products are named in units of 16 bytes.
             own = uint32((base + consumer * half_bytes) >> 4)
@@ -418,6 +451,9 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                     pair = pairs + 8 * ((place >> 32) * pair_rows + int64(int32(place)) * TILE + mine)
                     fixed[0], fixed[2] = load_real(pair), load_real(pair + 4)
                     fixed[1], fixed[3] = load_real(pair + 64), load_real(pair + 68)
+                    if changed:
+                        row = int32(int32(place) * TILE + mine)
+                        enter_changes(settings, int32(place >> 32) % heads, row, rows, state)
                 for i in range(a_count):
                     a[i] = float32(0.0)
                 for i in range(b_count):
@@ -431,11 +467,13 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                     pending = turn
                     other = uint32(others + stage_of(turn) * (step_bytes >> 4))
                     mask, at = read_mask(base, flags, turn), pairs_of_step(base, turn)
+                    column = enter_step(settings, work, item, consumer, flags, turn, rows, state)
                     begin_step(scores, products, own, other)
+                    bend(settings, scores, steep, factor, column, state)
                     mask_scores(scores, mask)
                     first_weights(
                         scores, products, a, b, slopes, weights, uint32(other + other_b_units),
-                        fixed, at, factor, pending, step_empty,
+                        fixed, at, unit, steep, pending, step_empty,
                     )  # fmt: skip
                     turn = next_step(
                         base, flags, step_full, step_empty, consumer, int32(turn + 1), end, pending
@@ -444,11 +482,13 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                         before = other
                         other = uint32(others + stage_of(turn) * (step_bytes >> 4))
                         mask, at = read_mask(base, flags, turn), pairs_of_step(base, turn)
+                        column = enter_step(settings, work, item, consumer, flags, turn, rows, state)
                         proceed_step(scores, products, a, b, slopes, weights, own, before, other)
+                        bend(settings, scores, steep, factor, column, state)
                         mask_scores(scores, mask)
                         next_weights(
                             scores, products, a, b, slopes, weights, uint32(other + other_b_units),
-                            fixed, at, factor, pending, step_empty,
+                            fixed, at, unit, steep, pending, step_empty,
                         )  # fmt: skip
                         pending = turn
                         turn = next_step(
@@ -522,6 +562,7 @@ def make_backward(shape: GradientShape) -> Callable[..., None]:
                                         consumer, local,
                                     ),
                                     factor * float32(sign), scale,
+                                    (settings, other_head if of_keys else head, row),
                                 )  # fmt: skip
                 item = load_int32(begins) if item < cuda.gridDim.x else int32(item + 1)
 

@@ -26,6 +26,7 @@ from ..device import fragments, lanes
 from ..device.exact_rows import exact_row
 from ..device.row_results import result_tools
 from ..device.shared_rows import lane_offset, row_tools
+from ..device.tile_changes import tile_change_tools
 from ..device.tile_products import left_loader, product_with_columns, product_with_rows, right_count
 from ..device.tile_softmax import softmax_tools
 from .dealing import WORK_BYTES
@@ -40,6 +41,7 @@ FORWARD_SIGNATURE = types.void(
     *[types.int64] * 4,  # q, k, v, out
     *[types.int64] * 12,  # (batch, head, row) strides of q, k, v, out in bytes, multiples of 16
     types.float32,  # abs(scale) * log2(e)
+    types.int64,  # settings of changes (0: none)
 )
 
 
@@ -77,7 +79,9 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
     outgrown, shifts_of, weigh_scores, rescale = tools.outgrown, tools.shifts_of, tools.weigh, tools.rescale
     mask_scores, pack, quad_sum = tools.mask, tools.pack, tools.quad_sum
     inverse, logarithm, blemish = result_tools(width)
-    compute_exactly = exact_row(kind, shape.depth, width)
+    compute_exactly = exact_row(kind, shape.depth, width, shape.changes)
+    start_changes, enter_changes, bend, _ = tile_change_tools(shape.changes, keys, stacked=True)
+    changed = bool(shape.changes)
     own_piece, copy_rows, store_rows = row_tools(kind, width, threads, query_row)
     from_lane, load_int32, load_int64 = lanes.from_lane, lanes.load_int32, lanes.load_int64
     commit, wait = lanes.commit_copies, lanes.wait_for_copies(ahead - 1)
@@ -128,11 +132,13 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
         pack(scores, weights)
 
     @cuda.jit(device=True, inline="always")
-    def finish(sums, softmax, base, own_row, first_row, n_q, head_dim, value_dim, factor, lse_from, where):
+    def finish(sums, softmax, base, own_row, first_row, n_q, head_dim, value_dim, factors, lse_from, where):
         """Results of 16 rows, from row `own_row` of the tile row on."""
         queries_from, q_row, keys_from, k_row, values_from, v_row, out_from, out_row, lists, masks, tiles = (
-            where
+            where[:11]
         )
+        factor, unit = factors
+        settings, head = where[11:]
         lane = int32(cuda.threadIdx.x & 31)
         first = int32(first_row + own_row)
         present = int32(n_q - first)
@@ -146,9 +152,9 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
             row = int32(lane >> 2)
             lse_at = lse_from + 4 * int64(first + row)
             if row < present:
-                store_float32(lse_at, logarithm(softmax[0], upper_sum, factor))
+                store_float32(lse_at, logarithm(softmax[0], upper_sum, unit))
             if row + 8 < present:
-                store_float32(lse_at + 32, logarithm(softmax[1], lower_sum, factor))
+                store_float32(lse_at + 32, logarithm(softmax[1], lower_sum, unit))
         upper_bad, lower_bad = int32(upper_blemish != float32(0.0)), int32(lower_blemish != float32(0.0))
         if any_lane(upper_bad + lower_bad != 0):
             sync_warp()  # what follows writes over what other lanes have stored
@@ -162,6 +168,7 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
                         queries_from + query * q_row, keys_from, values_from, out_from + query * out_row,
                         k_row, v_row, head_dim, value_dim, lists, masks, tiles,
                         int32(local >> 6), int32(local & 63), factor * float32(sign),
+                        (settings, head, query, n_q),
                     )  # fmt: skip
                     if lse_from != 0 and lane == 0:
                         store_float32(lse_from + 4 * query, exact * float32(natural))
@@ -188,8 +195,9 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
         q, k, v, out,
         q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, out_batch, out_head, out_row,
-        factor,
+        factor, settings,
     ):  # fmt: skip
+        unit = float32(1.0) if changed else factor
         batch, head, first_row, tiles, lists, masks = own_work(work, heads)
         key_head = int32(head // group)
         keys_from = own_piece(k + int64(batch) * k_batch + int64(key_head) * k_head, k_row)
@@ -244,6 +252,12 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
             cuda.syncthreads()
             load_queries(queries, query_rows)
 
+        state, more_state = start_changes(), start_changes()
+        if changed:
+            row = int32(first_row + own_rows + ((int32(own_thread()) & 31) >> 2))
+            enter_changes(settings, head, row, n_q, state)
+            if row_tiles == 2:
+                enter_changes(settings, head, int32(row + 16), n_q, more_state)
         mask = int32(FULL)
         if masked and end > 0:
             mask = from_lane(load_int32(lists + 4), 0)
@@ -264,6 +278,11 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
                 more_scores[i] = float32(0.0)
             rows = place_of(here + lane_offset(key_row))
             score(scores, more_scores, queries, right, query_rows, rows)
+            if changed:
+                column = int32(first_key(lists, step) + 2 * (int32(own_thread()) & 3))
+                bend(settings, scores, scores, factor, column, state)
+                if row_tiles == 2:
+                    bend(settings, more_scores, more_scores, factor, column, more_state)
             if masked:
                 if mask != FULL:
                     # Addresses are asked for again: what is kept over the loop takes registers from it.
@@ -274,9 +293,9 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
                         apply_mask(more_scores, masks, mask, int32(slot + 32), step)
                 if step + 1 < end:
                     mask = from_lane(load_int32(lists + 8 * int64((step + 1) >> step_bits) + 4), 0)
-            weigh(scores, sums, weights, softmax, factor)
+            weigh(scores, sums, weights, softmax, unit)
             if row_tiles == 2:
-                weigh(more_scores, more_sums, more_weights, more_softmax, factor)
+                weigh(more_scores, more_sums, more_weights, more_softmax, unit)
             here = place_of(here + buffer_bytes) if here != last else ring
 
             wait()
@@ -303,16 +322,17 @@ def make_forward(shape: FragmentShape) -> Callable[..., None]:
             k + int64(batch) * k_batch + int64(key_head) * k_head, k_row,
             v + int64(batch) * v_batch + int64(key_head) * v_head, v_row,
             out + int64(batch) * out_batch + int64(head) * out_head, out_row,
-            lists, masks, tiles,
+            lists, masks, tiles, settings, head,
         )  # fmt: skip
         lse_from = int64(0)
         if lse != 0:
             lse_from = lse + 4 * ((int64(batch) * heads + head) * n_q)
-        finish(sums, softmax, base, own_rows, first_row, n_q, head_dim, value_dim, factor, lse_from, where)
+        factors = factor, unit
+        finish(sums, softmax, base, own_rows, first_row, n_q, head_dim, value_dim, factors, lse_from, where)
         if row_tiles == 2:
             finish(
                 more_sums, more_softmax, base, int32(own_rows + 16), first_row, n_q, head_dim, value_dim,
-                factor, lse_from, where,
+                factors, lse_from, where,
             )  # fmt: skip
 
     return kernel

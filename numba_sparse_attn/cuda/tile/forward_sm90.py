@@ -58,6 +58,7 @@ from ...formats.tiles import FULL, TILE
 from ..device.exact_rows import exact_row
 from ..device.lanes import from_lane, load_int32, load_int64, store_element
 from ..device.row_parts import part_writer
+from ..device.tile_changes import tile_change_tools
 from ..device.tile_softmax import softmax_tools
 from ..device.warpgroups import group_barriers
 from ..ptx.barriers import (
@@ -101,6 +102,7 @@ FORWARD_SIGNATURE = types.void(
     *[types.int64] * 4,  # q, k, v, out
     *[types.int64] * 12,  # (batch, head, row) strides of q, k, v, out in bytes
     types.float32,  # abs(scale) * log2(e)
+    types.int64,  # settings of changes (0: none)
 )
 
 
@@ -127,7 +129,9 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
     mask_scores, start, outgrown, shifts_of, weigh, rescale, pack, quad_sum = softmax_tools(
         kind, keys, shape.width
     )
-    compute_exactly = exact_row(kind, shape.depth, shape.width)
+    compute_exactly = exact_row(kind, shape.depth, shape.width, shape.changes)
+    start_changes, enter_changes, bend, _ = tile_change_tools(shape.changes, keys, stacked=True)
+    changed = bool(shape.changes)
     store_part = part_writer(shape.width)
     pack_two = pack_pair(kind)
     store_float32 = store_element("float32")
@@ -160,6 +164,12 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
             barrier_arrive(uint32(queries_empty + 8 * buffer_of(int32(number - 1))))
 
     @cuda.jit(device=True, inline="always")
+    def change_scores(settings, scores, factor, flags, turn, lane, state):
+        if changed:
+            first = load_shared_int32(uint32(flags + 4 * (stages + stage_of(turn))))
+            bend(settings, scores, scores, factor, int32(first + 2 * (lane & 3)), state)
+
+    @cuda.jit(device=True, inline="always")
     def mask_and_release(scores, flags, word_at, keys_empty, turn, lane):
         stage = stage_of(turn)
         if masked:
@@ -176,7 +186,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
         q, k, v, out,
         q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, out_batch, out_head, out_row,
-        factor,
+        factor, settings,
     ):  # fmt: skip
         # Trips to memory that begin before there is anything to wait for. To keep the first item from here on
         # would take registers that the copying warpgroup does not have.
@@ -185,6 +195,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
         prefetch(work + WORK_BYTES * int64(item) + 32)
         begins += 4 * int64(item)
         last_item = load_int32(begins + 4)
+        unit = float32(1.0) if changed else factor
         base = uint32((shared_address(cuda.shared.array(0, uint8)) + 1023) & 0xFFFFFC00)
         queries = base
         queries_full = uint32(base + barriers_at)
@@ -243,6 +254,8 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                             stage, parity = stage_of(turn), int32(stage_parity(turn) ^ 1)
                             full = uint32(keys_full + 8 * stage)
                             barrier_wait(uint32(keys_empty + 8 * stage), parity)
+                            if changed:
+                                store_shared_int32(uint32(flags + 4 * (stages + stage)), row)
                             if masked:
                                 store_shared_int32(uint32(flags + 4 * stage), mask)
                                 if mask != FULL:
@@ -291,6 +304,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
             units = uint32(queries >> 4)
             key_units, value_units = uint32(units + keys_at // 16), uint32(units + values_at // 16)
             word_at = uint32(base + masks_at + thread * 8)
+            state = start_changes()
             turn, number = int32(0), int32(0)
             while item < last_item:
                 item_at = work + WORK_BYTES * int64(item)
@@ -302,6 +316,10 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                 upper, lower = float32(-math.inf), float32(-math.inf)
                 upper_sum, lower_sum = float32(0.0), float32(0.0)
                 shifts = float32(0.0), float32(0.0), False
+                if changed:
+                    place = load_int64(item_at)
+                    first_row = int32(int32(place) * TILE + consumer * _ROWS)
+                    enter_changes(settings, int32(place >> 32) % heads, first_row + row, n_q, state)
                 barrier_wait(uint32(queries_full + 8 * buffer), buffer_parity(number))
                 stage = stage_of(turn)
                 if turn < end:
@@ -309,8 +327,9 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                     score(scores, left, uint32(key_units + stage * (key_bytes >> 4)))
                 release_queries(queries_empty, number, mine)
                 if turn < end:
+                    change_scores(settings, scores, factor, flags, turn, lane, state)
                     mask_and_release(scores, flags, word_at, keys_empty, turn, lane)
-                    upper, lower, shifts, upper_sum, lower_sum = start(scores, factor)
+                    upper, lower, shifts, upper_sum, lower_sum = start(scores, unit)
                     pack(scores, weights)
                     turn = int32(turn + 1)
                     if turn < end:
@@ -321,18 +340,17 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                         right = uint32(key_units + stage * (key_bytes >> 4))
                         values = uint32(value_units + before * (value_bytes >> 4))
                         score_and_add(scores, sums, weights, left, right, values)
+                        change_scores(settings, scores, factor, flags, turn, lane, state)
                         mask_and_release(scores, flags, word_at, keys_empty, turn, lane)
-                        upper, lower, upper_fade, lower_fade, grows = outgrown(scores, factor, upper, lower)
+                        upper, lower, upper_fade, lower_fade, grows = outgrown(scores, unit, upper, lower)
                         if grows:
                             # The only branch for what happens a few times a row.
-                            shifts = shifts_of(upper, lower, factor)
+                            shifts = shifts_of(upper, lower, unit)
                             upper_sum *= upper_fade
                             lower_sum *= lower_fade
                             wait(sums, weights)
                             rescale(sums, upper_fade, lower_fade)
-                        upper_sum, lower_sum = weigh(
-                            scores, factor, upper, lower, shifts, upper_sum, lower_sum
-                        )
+                        upper_sum, lower_sum = weigh(scores, unit, upper, lower, shifts, upper_sum, lower_sum)
                         turn = int32(turn + 1)
                         # Here and not before its use, because the assembler moves the next wait up to
                         # the last branch, and it has to stay behind the exponentials.
@@ -405,12 +423,12 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                         if first_row + row < n_q:
                             logarithm = float32(-math.inf)
                             if upper_sum != float32(0.0):
-                                logarithm = upper * factor * float32(natural) + math.log(upper_sum)
+                                logarithm = upper * unit * float32(natural) + math.log(upper_sum)
                             store_float32(lse_at, logarithm)
                         if first_row + row + 8 < n_q:
                             logarithm = float32(-math.inf)
                             if lower_sum != float32(0.0):
-                                logarithm = lower * factor * float32(natural) + math.log(lower_sum)
+                                logarithm = lower * unit * float32(natural) + math.log(lower_sum)
                             store_float32(lse_at + 32, logarithm)
                     if spoilt_anywhere:
                         if mine == 0:
@@ -434,7 +452,7 @@ def make_forward(shape: TileShape) -> Callable[..., None]:
                                     load_int64(item_at + 16),
                                     load_int64(item_at + 24),
                                     load_int32(item_at + 8),
-                                    consumer, local, factor * float32(sign),
+                                    consumer, local, factor * float32(sign), (settings, head, query, n_q),
                                 )  # fmt: skip
                                 if lse != 0 and lane == 0:
                                     store_float32(

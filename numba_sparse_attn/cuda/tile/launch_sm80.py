@@ -12,6 +12,7 @@ import numpy as np
 from ...formats.tiles import Tiles
 from ...formats.work import Request
 from .. import memory, streams
+from ..changes import DeviceChanges
 from ..launch import launch, load_kernel, target_of
 from ..view import DeviceView
 from .backward_sm80 import BACKWARD_SIGNATURE, make_backward
@@ -31,13 +32,19 @@ def has_wgmma(device: int) -> bool:
 
 
 def forward_without_wgmma(
-    request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView, lse: DeviceView | None
+    request: Request,
+    q: DeviceView,
+    k: DeviceView,
+    v: DeviceView,
+    out: DeviceView,
+    lse: DeviceView | None,
+    changes: DeviceChanges | None,
 ) -> None:
     """Queue attention into `out`, and into `lse` (contiguous) if there is one."""
     for part in parts_of((q, k, v, out)):
         lse_at = 0 if lse is None else lse.address + part.first * request.heads * request.n_q * 4
         with _aligned(request.dtype.name, part.operands, 3, out) as (operands, stream):
-            _queue_forward(request, part.first, operands, lse_at, out.device, stream)
+            _queue_forward(request, part.first, operands, lse_at, changes, out.device, stream)
 
 
 def backward_without_wgmma(
@@ -51,6 +58,7 @@ def backward_without_wgmma(
     dq: DeviceView,
     dk: DeviceView,
     dv: DeviceView,
+    changes: DeviceChanges | None,
 ) -> None:
     """Queue gradients into `dq`, `dk` and `dv`; the same bits every time."""
     if not request.which.size:
@@ -63,7 +71,7 @@ def backward_without_wgmma(
         addresses = out_layout.address, layouts[3].address, lse_layout.address, pairs.address
         with _aligned(kind, layouts, 4, dq) as (operands, stream):
             statistics.run(*addresses, stream)
-            _queue_backward(request, part.first, operands, pairs.address, device, stream)
+            _queue_backward(request, part.first, operands, pairs.address, changes, device, stream)
 
 
 @contextmanager
@@ -93,16 +101,28 @@ def _aligned(
 
 
 def _queue_forward(
-    request: Request, first: int, operands: Sequence[Operand], lse_at: int, device: int, stream: Any
+    request: Request,
+    first: int,
+    operands: Sequence[Operand],
+    lse_at: int,
+    changes: DeviceChanges | None,
+    device: int,
+    stream: Any,
 ) -> None:
     """Queue attention of some batch elements, from `first` on; rows lie at multiples of 16 bytes."""
     length = operands[0].lengths[0]
-    key = "tile sm80", device, first, length
+    kinds = changes.kinds if changes else ()
+    key = "tile sm80", device, first, length, kinds
     prepared = request.memo.get(key)
     if prepared is None:
         structures, masked = _structures(request)
         shape = fragment_shape(
-            request.dtype.name, request.head_dim, request.value_dim, masked=masked, negate=request.scale < 0
+            request.dtype.name,
+            request.head_dim,
+            request.value_dim,
+            masked=masked,
+            negate=request.scale < 0,
+            changes=kinds,
         )
         kernel = load_kernel(
             make_forward,
@@ -132,7 +152,7 @@ def _queue_forward(
         schedule.blocks,
         shape.threads,
         stream,
-        (*arguments, factor_of(request)),
+        (*arguments, factor_of(request), changes.settings if changes else 0),
         shared_bytes=shape.shared_bytes,
     )
 
@@ -144,12 +164,19 @@ def _structures(request: Request) -> tuple[tuple[Tiles, ...], bool]:
 
 
 def _queue_backward(
-    request: Request, first: int, operands: Sequence[Operand], pairs: int, device: int, stream: Any
+    request: Request,
+    first: int,
+    operands: Sequence[Operand],
+    pairs: int,
+    changes: DeviceChanges | None,
+    device: int,
+    stream: Any,
 ) -> None:
     """Queue gradients of some batch elements, from `first` on; `pairs` are their statistics."""
     q, k, v, dout, dq, dk, dv = operands
     length = q.lengths[0]
-    key = "tile sm80 backward", device, first, length
+    kinds = changes.kinds if changes else ()
+    key = "tile sm80 backward", device, first, length, kinds
     prepared = request.memo.get(key)
     if prepared is None:
         structures, masked = _structures(request)
@@ -175,6 +202,7 @@ def _queue_backward(
                 request.value_dim,
                 masked=masked,
                 negate=request.scale < 0,
+                changes=kinds,
             )
         ]
     for kernel, shape, schedule in prepared:
@@ -196,6 +224,6 @@ def _queue_backward(
             schedule.blocks * shape.blocks_a_tile,
             shape.threads,
             stream,
-            (*arguments, factor_of(request), np.float32(request.scale)),
+            (*arguments, factor_of(request), np.float32(request.scale), changes.settings if changes else 0),
             shared_bytes=shape.shared_bytes,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba import cuda, float32, int32, int64, types
 
@@ -34,22 +34,24 @@ MERGE_SIGNATURE = types.void(
     *[types.int64] * 4,  # q, k, v, out
     *[types.int64] * 12,  # (batch, head, row) strides of q, k, v, out in bytes
     types.float32,  # abs(scale) * log2(e)
+    types.int64,  # settings of changes (0: none)
 )
 
 
 class MergeShape(NamedTuple):
-    """Compile-time numbers of the kernel: element type, padded dimensions, whether the scale is negative."""
+    """Element type, padded dimensions, whether the scale is negative, and what scores go through."""
 
     kind: str
     depth: int
     width: int
     negate: bool
+    changes: tuple[Any, ...] = ()
 
 
 @functools.cache
 def make_merge(shape: MergeShape) -> Callable[..., None]:
     """The kernel's Python source, closed over compile-time numbers."""
-    kind, depth, width, negate = shape
+    kind, depth, width, negate, changes = shape
     columns = width // 32
     stride = row_bytes(width)
     sign = -1.0 if negate else 1.0
@@ -57,7 +59,8 @@ def make_merge(shape: MergeShape) -> Callable[..., None]:
     load_int32, load_int64 = lanes.load_int32, lanes.load_int64
     load_float32, store_float32 = lanes.load_element("float32"), lanes.store_element("float32")
     store, exp2, xor_lane = lanes.store_element(kind), lanes.exp2("float32"), lanes.xor_lane
-    compute_exactly = exact_row(kind, depth, width)
+    changed = bool(changes)
+    compute_exactly = exact_row(kind, depth, width, changes)
     nothing = float32(-math.inf)
 
     def kernel(
@@ -65,8 +68,9 @@ def make_merge(shape: MergeShape) -> Callable[..., None]:
         q, k, v, out,
         q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, out_batch, out_head, out_row,
-        factor,
+        factor, settings,
     ):  # fmt: skip
+        unit = float32(1.0) if changed else factor
         number = int64(cuda.blockIdx.x) * MERGE_WARPS + (cuda.threadIdx.x >> 5)
         lane = int32(cuda.threadIdx.x & 31)
         row_at = long_rows + (8 * LONG_ROW_WORDS) * (number // TILE)
@@ -91,7 +95,7 @@ def make_merge(shape: MergeShape) -> Callable[..., None]:
             total[column] = float32(0.0)
         for part in range(parts):
             slot = first + int64(part) * (TILE * stride)
-            share = exp2((load_float32(slot + 4 * width) - base) * factor)
+            share = exp2((load_float32(slot + 4 * width) - base) * unit)
             weight += share * load_float32(slot + 4 * width + 4)
             for column in range(columns):
                 total[column] += share * load_float32(slot + 4 * (lane + 32 * column))
@@ -109,7 +113,7 @@ def make_merge(shape: MergeShape) -> Callable[..., None]:
                     store(target + 2 * element, total[column] * inverse)
             logarithm = nothing
             if weight != float32(0.0):
-                logarithm = largest * factor * float32(natural) + math.log(weight)
+                logarithm = largest * unit * float32(natural) + math.log(weight)
         else:
             key_head = int32(head // group)
             logarithm = float32(natural) * compute_exactly(
@@ -118,7 +122,7 @@ def make_merge(shape: MergeShape) -> Callable[..., None]:
                 v + int64(batch) * v_batch + int64(key_head) * v_head,
                 target, k_row, v_row, head_dim, value_dim,
                 load_int64(row_at + 24), load_int64(row_at + 40), load_int32(row_at + 32),
-                int32(row >> 6), int32(row & 63), factor * float32(sign),
+                int32(row >> 6), int32(row & 63), factor * float32(sign), (settings, head, query, n_q),
             )  # fmt: skip
         if lse != 0 and lane == 0:
             store_float32(lse + 4 * (int64(entry) * n_q + query), logarithm)

@@ -39,7 +39,7 @@ def make_gradient_merge(shape: GradientShape) -> Callable[..., None]:
     load_int64, load_float32 = lanes.load_int64, lanes.load_element("float32")
     store, xor_lane = lanes.store_element(kind), lanes.xor_lane
     compute_exactly = exact_gradients(
-        kind, shape.depth, shape.width, by_keys=of_keys, first=first, second=second
+        kind, shape.depth, shape.width, by_keys=of_keys, first=first, second=second, changes=shape.changes
     )
 
     def kernel(
@@ -48,7 +48,7 @@ def make_gradient_merge(shape: GradientShape) -> Callable[..., None]:
         own_a_batch, own_a_head, own_a_row, own_b_batch, own_b_head, own_b_row,
         other_a_batch, other_a_head, other_a_row, other_b_batch, other_b_head, other_b_row,
         target_a_batch, target_a_head, target_a_row, target_b_batch, target_b_head, target_b_row,
-        factor, scale,
+        factor, scale, settings,
     ):  # fmt: skip
         number = int64(cuda.blockIdx.x) * MERGE_WARPS + (cuda.threadIdx.x >> 5)
         lane = int32(cuda.threadIdx.x & 31)
@@ -110,6 +110,7 @@ def make_gradient_merge(shape: GradientShape) -> Callable[..., None]:
                 int32(local >> 6), int32(local & 63),
             ),
             factor * float32(sign), scale,
+            (settings, other_head if of_keys else head, row),
         )  # fmt: skip
 
     return kernel

@@ -16,6 +16,7 @@ import numpy as np
 from ...formats.tiles import TILE, Tiles
 from ...formats.work import Request
 from .. import memory, streams
+from ..changes import DeviceChanges
 from ..device.row_parts import row_bytes
 from ..launch import launch, load_kernel
 from ..view import DeviceView
@@ -84,8 +85,8 @@ class ForwardLaunch:
     strides: tuple[int, ...]
     factor: np.float32
 
-    def run(self, addresses: Addresses, lse: int, out: DeviceView) -> None:
-        """Queue it on the stream of `out`; `lse` is an address or 0."""
+    def run(self, addresses: Addresses, lse: int, settings: int, out: DeviceView) -> None:
+        """Queue it on the stream of `out`; `lse` and the `settings` of changes are addresses or 0."""
         device, handle = out.device, out.stream
         stream = streams.stream_object(handle, device)
         a, b, c, d = self.offsets
@@ -107,7 +108,7 @@ class ForwardLaunch:
             room = memory.scratch(self.parts_bytes, device, handle, out.library)
             rooms.append(room)
             parts = room.address
-        arguments = (*self.sizes, *places, *self.strides, self.factor)
+        arguments = (*self.sizes, *places, *self.strides, self.factor, settings)
         capturing = streams.is_capturing(handle)
         with self.maps.lock:
             maps = self.maps.address_of(self.layout, places, capturing=capturing)
@@ -128,13 +129,25 @@ class ForwardLaunch:
 
 
 def prepare_forward(
-    request: Request, q: DeviceView, k: DeviceView, v: DeviceView, out: DeviceView
+    request: Request,
+    q: DeviceView,
+    k: DeviceView,
+    v: DeviceView,
+    out: DeviceView,
+    changes: DeviceChanges | None,
 ) -> tuple[ForwardLaunch, ...]:
     """The launches of a call on arrays with these shapes, strides and alignments."""
     request, q, out = pack_groups(request, q, out, multiprocessors(out.device))
     masked = any(tiles.partial_count for tiles in tiles_of(request))
     kind = request.dtype.name
-    shape = tile_shape(kind, request.head_dim, request.value_dim, masked=masked, negate=request.scale < 0)
+    shape = tile_shape(
+        kind,
+        request.head_dim,
+        request.value_dim,
+        masked=masked,
+        negate=request.scale < 0,
+        changes=changes.kinds if changes else (),
+    )
     if not request.n_k:
         k = v = q  # nothing is read, but a description needs a length
     return tuple(
@@ -159,7 +172,7 @@ def _prepare_part(
     if schedule.parts:
         merge = load_kernel(
             make_merge,
-            MergeShape(shape.kind, shape.depth, shape.width, shape.negate),
+            MergeShape(shape.kind, shape.depth, shape.width, shape.negate, shape.changes),
             MERGE_SIGNATURE,
             32 * MERGE_WARPS,
             device,

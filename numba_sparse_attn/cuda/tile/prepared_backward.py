@@ -14,6 +14,7 @@ import numpy as np
 from ...formats.tiles import TILE
 from ...formats.work import Request
 from .. import memory, streams
+from ..changes import DeviceChanges
 from ..device.row_parts import gradient_row_bytes
 from ..launch import launch, load_kernel
 from ..view import DeviceView
@@ -92,8 +93,8 @@ class BackwardLaunch:
     sweeps: tuple[_Sweep, ...]
     maps: MapSets
 
-    def run(self, addresses: tuple[int, ...], target: DeviceView) -> None:
-        """Queue them on the stream of `target`."""
+    def run(self, addresses: tuple[int, ...], settings: int, target: DeviceView) -> None:
+        """Queue them on the stream of `target`; `settings` of changes are an address or 0."""
         device, handle = target.device, target.stream
         stream = streams.stream_object(handle, device)
         own = tuple(map(operator.add, addresses, self.offsets))
@@ -122,7 +123,7 @@ class BackwardLaunch:
                 room = memory.scratch(sweep.parts_bytes, device, handle, target.library)
                 rooms.append(room)
                 parts = room.address
-            arguments = (pairs, parts, *sweep.sizes, *where, *sweep.strides, *sweep.factors)
+            arguments = (pairs, parts, *sweep.sizes, *where, *sweep.strides, *sweep.factors, settings)
             with self.maps.lock:
                 maps = self.maps.address_of(sweep.layout, where[:4], capturing=capturing)
                 launch(
@@ -143,14 +144,19 @@ class BackwardLaunch:
                 )
 
 
-def prepare_backward(request: Request, arrays: tuple[DeviceView, ...]) -> tuple[BackwardLaunch, ...]:
+def prepare_backward(
+    request: Request, arrays: tuple[DeviceView, ...], changes: DeviceChanges | None
+) -> tuple[BackwardLaunch, ...]:
     """The launches of a call on (dout, q, k, v, out, lse, dq, dk, dv) that lie like these."""
     shaped = tuple(with_columns(array) if number == _LSE else array for number, array in enumerate(arrays))
     addresses = tuple(array.address for array in arrays)
-    return tuple(_prepare_part(request, part, addresses, arrays[_DQ].device) for part in parts_of(shaped))
+    kinds, device = changes.kinds if changes else (), arrays[_DQ].device
+    return tuple(_prepare_part(request, part, addresses, kinds, device) for part in parts_of(shaped))
 
 
-def _prepare_part(request: Request, part: Part, addresses: tuple[int, ...], device: int) -> BackwardLaunch:
+def _prepare_part(
+    request: Request, part: Part, addresses: tuple[int, ...], changes: tuple[Any, ...], device: int
+) -> BackwardLaunch:
     operands = list(part.operands)
     copied = tuple(
         (number, operands[number])
@@ -167,10 +173,10 @@ def _prepare_part(request: Request, part: Part, addresses: tuple[int, ...], devi
         out, dout, lse = (part.operands[number] for number in (_OUT, _DOUT, _LSE))
         statistics = prepare_statistics(request.dtype.name, out, dout, lse, device)
         schedule = schedule_of(structures, which, device, blocks, cutting=True)
-        sweeps += _sweeps(request, operands, _OF_QUERIES, schedule, device)
+        sweeps += _sweeps(request, operands, _OF_QUERIES, schedule, changes, device)
     if request.n_k:
         schedule = key_schedule_of(structures, which, request.group, device, blocks, cutting=True)
-        sweeps += _sweeps(request, operands, _OF_KEYS, schedule, device)
+        sweeps += _sweeps(request, operands, _OF_KEYS, schedule, changes, device)
     return BackwardLaunch(
         kind=request.dtype.name,
         offsets=tuple(
@@ -184,7 +190,12 @@ def _prepare_part(request: Request, part: Part, addresses: tuple[int, ...], devi
 
 
 def _sweeps(
-    request: Request, operands: list[Operand], arrays: tuple[int, ...], schedule: Schedule, device: int
+    request: Request,
+    operands: list[Operand],
+    arrays: tuple[int, ...],
+    schedule: Schedule,
+    changes: tuple[Any, ...],
+    device: int,
 ) -> list[_Sweep]:
     """The launches for gradients of queries or of keys."""
     of_keys = arrays is _OF_KEYS
@@ -198,6 +209,7 @@ def _sweeps(
         of_keys=of_keys,
         masked=any(tiles.partial_count for tiles in tiles_of(request)),
         negate=request.scale < 0,
+        changes=changes,
     )
     sizes = (own.lengths[1], request.group, own.lengths[2], -(-request.n_q // TILE) * TILE)
     return [

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...formats.tiles import TILE
 from ..ptx.wgmma import CHUNK
 
-__all__ = ["MASK_BYTES", "MOST_HEAD_DIM", "TileShape", "padded", "tile_shape"]
+__all__ = ["MASK_BYTES", "MOST_CHANGED_HEAD_DIM", "MOST_HEAD_DIM", "TileShape", "padded", "tile_shape"]
 
 #: 256 columns are as wide as one instruction's result.
 MOST_HEAD_DIM = 256
+#: Beyond this, scores are not changed: at 256, sums and the least of changes, ALiBi, have 64 bytes spilled.
+MOST_CHANGED_HEAD_DIM = 192
 #: Dimensions are rounded up to a multiple of this: fewer kernels, and what is padded costs products of zeros.
 _ROUNDING = 32
 _ROW_BYTES = CHUNK * 2
@@ -41,6 +43,9 @@ _BLOCKINGS = {
     192: _Blocking(64, 2, 2),
     256: _Blocking(64, 2, 1),
 }
+#: Changes of scores of which one fits beside scores of 128 keys; others, or several, have steps of 64 keys.
+_LIGHT_CHANGES = {64: ("alibi", "softcap", "relative", "modify"), 128: ("alibi", "softcap")}
+_CHANGED_BLOCKINGS = _BLOCKINGS | dict.fromkeys(_LIGHT_CHANGES, _Blocking(64, 4, 2))
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class TileShape:
         Whether some tiles are partial.
     negate : bool
         Whether the scale is negative: then products are negated and the kernel's scale is positive.
+    changes : tuple
+        What scores go through: see ``device/tile_changes.py``.
     """
 
     kind: str
@@ -70,6 +77,7 @@ class TileShape:
     query_buffers: int
     masked: bool
     negate: bool
+    changes: tuple[Any, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -118,13 +126,16 @@ class TileShape:
 
     @property
     def barriers_at(self) -> int:
-        """Offset of the barriers: two for each query buffer, four for each stage; then the stages' flags."""
+        """Offset of the barriers, two for each query buffer, four for each stage; then of the stages' flags,
+        and of the numbers of their first keys if scores are changed.
+        """
         return self.masks_at + (self.stages * MASK_BYTES if self.masked else 0)
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block; the swizzle wants it aligned to 1024, which nobody promises."""
-        return self.barriers_at + 16 * self.query_buffers + 36 * self.stages + 1024
+        words = 2 if self.changes else 1
+        return self.barriers_at + 16 * self.query_buffers + (32 + 4 * words) * self.stages + 1024
 
 
 def padded(dimension: int) -> int:
@@ -132,7 +143,9 @@ def padded(dimension: int) -> int:
     return -(-dimension // _ROUNDING) * _ROUNDING
 
 
-def tile_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool) -> TileShape:
+def tile_shape(
+    kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool, changes: tuple[Any, ...] = ()
+) -> TileShape:
     """The kernel for a kind of call.
 
     Examples
@@ -143,4 +156,6 @@ def tile_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, negate
     """
     depth, width = padded(head_dim), padded(value_dim)
     widest = -(-max(depth, width) // CHUNK) * CHUNK
-    return TileShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate)
+    is_light = not changes or (len(changes) == 1 and changes[0][0] in _LIGHT_CHANGES.get(widest, ()))
+    blocking = (_BLOCKINGS if is_light else _CHANGED_BLOCKINGS)[widest]
+    return TileShape(kind, depth, width, *blocking, masked, negate, changes)

@@ -8,6 +8,7 @@ and the (q, dout) of every query head of the group come, each step with the stat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...formats.tiles import TILE
 from ..ptx.wgmma import CHUNK
@@ -26,6 +27,10 @@ _MOST_SHARED_BYTES = 227 << 10
 _COLUMNS, _STAGES = 64, 4
 #: Columns of both gradients of keys that 240 registers hold beside scores and products of 64 queries.
 _MOST_COLUMNS = 256
+#: And where scores are changed. At 256, ALiBi, the least of changes, has 12 bytes spilled.
+_MOST_COLUMNS_CHANGED = 192
+#: Head dimension beside whose gradients registers hold the derivatives of functions for steps of 64 keys.
+_WIDEST_OF_FUNCTIONS = 96
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class GradientShape:
         Whether some tiles are partial.
     negate : bool
         Whether the scale is negative: then scores are negated and the kernel's factor is positive.
+    changes : tuple
+        What scores go through: see ``device/tile_changes.py``.
     """
 
     kind: str
@@ -61,6 +68,7 @@ class GradientShape:
     stages: int
     masked: bool
     negate: bool
+    changes: tuple[Any, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -119,17 +127,27 @@ class GradientShape:
 
     @property
     def barriers_at(self) -> int:
-        """Offset of the barriers: two for either half of an item, two for a stage; then the stages' flags."""
+        """Offset of the barriers, two for either half of an item, two for a stage; then of the stages' flags,
+        and of their first rows and heads if scores are changed.
+        """
         return self.masks_at + (self.stages * MASK_BYTES if self.masked else 0)
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block; the swizzle wants it aligned to 1024, which nobody promises."""
-        return self.barriers_at + 32 + 20 * self.stages + 1024
+        words = 3 if self.changes else 1
+        return self.barriers_at + 32 + (16 + 4 * words) * self.stages + 1024
 
 
 def gradient_shapes(
-    kind: str, head_dim: int, value_dim: int, *, of_keys: bool, masked: bool, negate: bool
+    kind: str,
+    head_dim: int,
+    value_dim: int,
+    *,
+    of_keys: bool,
+    masked: bool,
+    negate: bool,
+    changes: tuple[Any, ...] = (),
 ) -> tuple[GradientShape, ...]:
     """The kernels of a pass, one or, if registers do not hold both gradients of keys, two.
 
@@ -145,22 +163,34 @@ def gradient_shapes(
     depth, width = padded(head_dim), padded(value_dim)
     if not of_keys:
         results = [(True, False)]
-    elif depth + width <= _MOST_COLUMNS:
+    elif depth + width <= (_MOST_COLUMNS_CHANGED if changes else _MOST_COLUMNS):
         results = [(True, True)]
     else:
         results = [(True, False), (False, True)]
     return tuple(
-        _fitting(kind, depth, width, of_keys, first, second, masked, negate) for first, second in results
+        _fitting(kind, depth, width, of_keys, first, second, masked, negate, changes)
+        for first, second in results
     )
 
 
 def _fitting(
-    kind: str, depth: int, width: int, of_keys: bool, first: bool, second: bool, masked: bool, negate: bool
+    kind: str,
+    depth: int,
+    width: int,
+    of_keys: bool,
+    first: bool,
+    second: bool,
+    masked: bool,
+    negate: bool,
+    changes: tuple[Any, ...],
 ) -> GradientShape:
     """As many columns a step and as many stages as shared memory holds."""
     columns, stages = _COLUMNS, _STAGES
+    if not of_keys and depth > _WIDEST_OF_FUNCTIONS and any(change[0] == "modify" for change in changes):
+        columns //= 2
     while True:
-        shape = GradientShape(kind, depth, width, of_keys, first, second, columns, stages, masked, negate)
+        sizes = depth, width, of_keys, first, second, columns, stages
+        shape = GradientShape(kind, *sizes, masked, negate, changes)
         if shape.shared_bytes <= _MOST_SHARED_BYTES:
             return shape
         if stages > 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...formats.tiles import TILE
 from .statistics import PAIR_BYTES
@@ -73,6 +73,8 @@ class FragmentShape:
         Whether some tiles are partial.
     negate : bool
         Whether the scale is negative: then queries are negated and the kernel's scale is positive.
+    changes : tuple
+        What scores go through: see ``device/tile_changes.py``.
     """
 
     kind: str
@@ -84,6 +86,7 @@ class FragmentShape:
     queries_stay: bool
     masked: bool
     negate: bool
+    changes: tuple[Any, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -126,7 +129,9 @@ class FragmentShape:
         return self.ring_at + self.buffers * self.buffer + _LINE
 
 
-def fragment_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool) -> FragmentShape:
+def fragment_shape(
+    kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool, changes: tuple[Any, ...] = ()
+) -> FragmentShape:
     """The kernel for a kind of call.
 
     Examples
@@ -136,7 +141,7 @@ def fragment_shape(kind: str, head_dim: int, value_dim: int, *, masked: bool, ne
     (96, 128, True)
     """
     depth, width, widest = _padded(head_dim, value_dim)
-    return FragmentShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate)
+    return FragmentShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate, changes)
 
 
 class _Gradients(NamedTuple):
@@ -190,6 +195,8 @@ class GradientShape:
         Whether some tiles are partial.
     negate : bool
         Whether the scale is negative: then q is negated, or k by keys, and the kernel's scale is positive.
+    changes : tuple
+        What scores go through: see ``device/tile_changes.py``.
     """
 
     kind: str
@@ -204,6 +211,7 @@ class GradientShape:
     stay: bool
     masked: bool
     negate: bool
+    changes: tuple[Any, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -257,7 +265,7 @@ class GradientShape:
 
 
 def gradient_shapes(
-    kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool
+    kind: str, head_dim: int, value_dim: int, *, masked: bool, negate: bool, changes: tuple[Any, ...] = ()
 ) -> tuple[GradientShape, ...]:
     """The kernels for a kind of call: dq, then dk and dv, together or one after the other.
 
@@ -274,9 +282,9 @@ def gradient_shapes(
     of_keys = [(True, True)] if depth + width <= _MOST_SUMS else [(True, False), (False, True)]
     by_queries, by_keys = _BY_QUERIES[widest], _BY_KEYS[widest]
     return (
-        GradientShape(kind, depth, width, False, True, False, *by_queries, masked, negate),
+        GradientShape(kind, depth, width, False, True, False, *by_queries, masked, negate, changes),
         *(
-            GradientShape(kind, depth, width, True, first, second, *by_keys, masked, negate)
+            GradientShape(kind, depth, width, True, first, second, *by_keys, masked, negate, changes)
             for first, second in of_keys
         ),
     )
