@@ -21,6 +21,11 @@ _ITEM_COST = 2
 _PART_COST, _MERGE_COST = 4, 6
 #: Shortest part that a row is cut into, in tiles.
 _SHORTEST_PART = 4
+#: Items a block that are sorted by length at the end: with three, the last block of causal patterns, of
+#: documents and of rows with global tokens ends within 2 % of when it does with all sorted.
+_LAST_WAVE = 3
+#: Share of a block's work from which on an item comes first.
+_LONG_SHARE = 0.25
 #: So many items are dealt to see how long the last block would take; of more than that, the average says it.
 _MOST_DEALT = 4096
 
@@ -133,9 +138,18 @@ def assign(tiles: _Int64s, blocks: int) -> tuple[_Int64s, npt.NDArray[np.int32]]
     Block b has number b of the order, and numbers ``begins[b]`` to ``begins[b + 1] - 1``: its first item is
     found without a look at `begins`, which saves small grids a trip to memory.
 
-    Longest first, each to the block that has the least so far: then no block ends later than another by more
-    than its last item. Items of one length go to blocks in their order, so that what runs at a time is side
-    by side in memory.
+    Each to the block that has the least so far: then no block ends later than another by more than its last
+    item. What runs at a time is side by side in memory, one head after the other, or the same keys would come
+    from there again and again: of causal documents of 1024 tokens, with the longest rows of all heads first,
+    a forward pass read 700 MB where 200 would do, and memory was busy for 78 % of the time. So only as many
+    items as there are blocks are sorted by length; more at the end, where that makes blocks end together; and
+    those that are long beside a block's share come first.
+
+    Parameters
+    ----------
+    tiles : int64 [items]
+        Their lengths, in the order of places.
+    blocks : int
 
     Examples
     --------
@@ -144,10 +158,13 @@ def assign(tiles: _Int64s, blocks: int) -> tuple[_Int64s, npt.NDArray[np.int32]]
     >>> order.tolist(), begins.tolist()
     ([4, 3, 1, 0, 2], [2, 4, 5])
     """
-    order = np.argsort(-tiles, kind="stable")
     if blocks >= len(tiles):
-        return order, np.full(blocks + 1, len(tiles), np.int32)
-    block = _deal(tiles[order] + _ITEM_COST, blocks)
+        return np.argsort(-tiles, kind="stable"), np.full(blocks + 1, len(tiles), np.int32)
+    costs = tiles + _ITEM_COST
+    wave = np.minimum(np.arange(len(tiles)), max(0, len(tiles) - _LAST_WAVE * blocks)) // blocks
+    wave[costs > _LONG_SHARE * costs.sum() / blocks] = -1
+    order = np.lexsort((-tiles, wave))
+    block = _deal(costs[order], blocks)
     ends = np.cumsum(np.bincount(block, minlength=blocks))
     order = order[np.argsort(block, kind="stable")]
     firsts = np.concatenate([[0], ends[:-1]])
