@@ -231,6 +231,7 @@ class DeviceTools:
 
     def _lists(self, heads: int, limits: Limits, always: Always, budgets: Sequence[int]) -> _Lists:
         """Room for lists of all rows of so many heads of every batch element."""
+        budgets = [min(budget, limits.most) for budget in budgets]  # which 32 bits hold
         counts = np.maximum(max(budgets), always.counts(limits))
         width = int(np.minimum(counts, limits.values()).max(initial=0))
         chosen = np.empty((self._sizes.batch * heads, limits.rows, width), np.int32)
