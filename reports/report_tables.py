@@ -251,7 +251,11 @@ def process_table(found: Iterable[Row]) -> str:
         elif row["kind"] == "plan":
             lines.append([f"`{row['case']}`", format_seconds(row["seconds"]), f"to plan {row['pattern']}"])
         elif row["kind"] == "select":
-            beside = f"to select; attention over it {format_seconds(row['attention_seconds'])}"
+            attending = format_seconds(row["attention_seconds"])
+            beside = f"to select; attention over it {attending}"
+            if "select_seconds" in row:
+                selecting = format_seconds(row["select_seconds"])
+                beside = f"to select ({selecting}), plan and attend ({attending}), in one call"
             lines.append([f"`{row['case']}`", format_seconds(row["seconds"]), beside])
         elif row["kind"] == "host":
             what = (

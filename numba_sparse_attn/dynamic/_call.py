@@ -87,7 +87,9 @@ class Call:
             return arrays.host_array(value, name)
         from ..cuda.interchange import device_views
 
-        return (device_views(("q", name), (self.tools.queries.hold[0].owner, value)) or ())[-1]
+        views = device_views(("q", name), (self.tools.queries.hold[0].owner, value))
+        assert views is not None  # for q is there
+        return views[1]
 
     @property
     def q(self) -> Floats:
@@ -194,10 +196,9 @@ class Call:
         wide = array.astype(np.float64 if self.sizes.dtype == np.float64 else np.float32)
         return np.broadcast_to(wide, (self.heads, *wide.shape[wide.ndim - len(shape) :]))
 
-    def of_heads(self, make: Callable[[int, int], _Made], *, shared: bool = False) -> list[_Made]:
-        """``make(batch, head)`` for every head, in C order; `shared`: for one of those on a key head."""
-        heads = range(0, self.heads, self.group if shared else 1)
-        return [make(batch, head) for batch in range(self.sizes.batch) for head in heads]
+    def of_heads(self, make: Callable[[int, int], _Made]) -> list[_Made]:
+        """``make(batch, head)`` for every query head, in C order."""
+        return [make(batch, head) for batch in range(self.sizes.batch) for head in range(self.heads)]
 
     def stack(self, select: Callable[[int, int], Pattern]) -> Pattern | HeadPatterns:
         """The pattern of every head, ``select(batch, head)``."""

@@ -160,7 +160,7 @@ def nsa_blocks(
     rows = check_int("query_block", query_block, low=1)
     factor = check_scale(scale, call.sizes.head_dim)
     stretches = Stretches(check_int("length", length, low=1), check_int("stride", stride, low=1))
-    tokens = _compressed_keys(call, k, stretches, compressed)
+    tokens = _compressed_keys(call, stretches, compressed)
     name = title(
         nsa_blocks,
         budget=budget,
@@ -178,17 +178,18 @@ def nsa_blocks(
     return choice.patterns(choice.best_attended(tokens, stretches, seen, factor, budgets), name)
 
 
-def _compressed_keys(call: Call, k: Any, stretches: Stretches, compressed: Any) -> Any:
+def _compressed_keys(call: Call, stretches: Stretches, compressed: Any) -> Any:
     """Rows, one a stretch: the user's own or means."""
-    tools = call.tools
+    tools, sizes = call.tools, call.sizes
     if compressed is None:
         return tools.compressed(tools.keys, stretches)
     given = call.beside(compressed, "compressed")
-    wanted = (*k.shape[:-2], stretches.count(call.n_k), call.sizes.head_dim)
-    if tuple(given.shape) != wanted or given.dtype != call.sizes.dtype:
+    lead = () if sizes.flat else (*sizes.lead, sizes.kv_heads)
+    wanted = (*lead, stretches.count(call.n_k), sizes.head_dim)
+    if tuple(given.shape) != wanted or given.dtype != sizes.dtype:
         raise ShapeError(
             f"compressed of {given.dtype.name} with shape {given.shape}",
-            f"an array of {call.sizes.dtype.name} with shape {wanted}",
+            f"an array of {sizes.dtype.name} with shape {wanted}",
             "compress the keys to one token a stretch",
         )
     return tools.given(given)

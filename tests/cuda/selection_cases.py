@@ -144,6 +144,7 @@ def simulated(scores_bytes=4096):
             load_kernel=loaded,
             products_shape=lambda left, right: ProductsShape(left, right, 16, 4),
             _ROWS=16,
+            _MASSES_WARPS=2,
             _SCORES_BYTES=scores_bytes,
         ),
     ):

@@ -16,6 +16,7 @@ from numba_sparse_attn.cuda.selection.attended import (
     SUM_THREADS,
     WEIGHTS_SIGNATURE,
     WEIGHTS_WARPS,
+    MassesShape,
     make_lines,
     make_masses,
     make_weights,
@@ -75,6 +76,10 @@ def test_products(dtype, target):
     compiled_of(make_products, shape, PRODUCTS_SIGNATURE, shape.threads, target, **sizes)
 
 
+def of_warps(kind):
+    return make_masses(MassesShape(kind, 8))
+
+
 @by_target
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_products(dtype, target):
     [
         (make_best, BEST_SIGNATURE, 32 * BEST_WARPS),
         (make_weights, WEIGHTS_SIGNATURE, 32 * WEIGHTS_WARPS),
-        (make_masses, MASSES_SIGNATURE, SUM_THREADS),
+        (of_warps, MASSES_SIGNATURE, 32 * 8),
         (make_lines, LINES_SIGNATURE, SUM_THREADS),
     ],
     ids=["best", "weights", "masses", "lines"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from numba import cuda, float32, float64, int32, int64, types
 
@@ -18,6 +19,7 @@ __all__ = [
     "SUM_THREADS",
     "WEIGHTS_SIGNATURE",
     "WEIGHTS_WARPS",
+    "MassesShape",
     "make_lines",
     "make_masses",
     "make_weights",
@@ -25,7 +27,7 @@ __all__ = [
 
 #: Warps, hence rows, of a block.
 WEIGHTS_WARPS = 4
-#: Threads of a block that adds up weights, each for itself.
+#: Threads of a block that adds up weights by lines, each for itself.
 SUM_THREADS = 128
 
 WEIGHTS_SIGNATURE = types.void(
@@ -111,36 +113,72 @@ def make_weights(kind: str) -> Callable[..., None]:
     return kernel
 
 
-@functools.cache
-def make_masses(kind: str) -> Callable[..., None]:
-    """For every row, which is some queries of all heads of a group, and every block of keys: the weights of
-    stretches, by the share of their keys that lies in the block. One thread a sum.
+class MassesShape(NamedTuple):
+    """Compile-time numbers of the kernel.
+
+    Attributes
+    ----------
+    kind : str
+        Of the weights and their sums.
+    warps : int
+        That share the queries of a row.
     """
+
+    kind: str
+    warps: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.warps
+
+
+@functools.cache
+def make_masses(shape: MassesShape) -> Callable[..., None]:
+    """For every row, which is some queries of all heads of a group, and every block of keys: the weights of
+    stretches, by the share of their keys that lies in the block.
+
+    A lane has a block of keys, a warp every so many-th query; their sums are added up in one order.
+    """
+    kind, warps = shape
     real = float64 if kind == "float64" else float32
     size = _size_of(kind)
     load, store = load_element(kind), store_element(kind)
+    room = 32 * warps
 
     def kernel(
         weights, sums, entries, group, queries, per_row, rows, columns, length, stride, block, blocks
     ):  # fmt: skip
         number, _, _, _ = own_head(int64(0), int64(1))
-        item = int64(cuda.blockIdx.x) * SUM_THREADS + cuda.threadIdx.x
-        if number >= entries or item >= rows * blocks:
+        if number >= entries:
             return
-        row = item // blocks
-        begin = (item - row * blocks) * block
+        shared = cuda.shared.array(room, real)
+        parts = (blocks + 31) // 32
+        row = int64(cuda.blockIdx.x) // parts
+        lane, warp = int32(cuda.threadIdx.x & 31), int32(cuda.threadIdx.x >> 5)
+        own = (int64(cuda.blockIdx.x) - row * parts) * 32 + lane
+        begin = own * block
         end = begin + block
         first = max(begin - length + stride, int64(0)) // stride
         last = min((end - 1) // stride, columns - 1)
         total = real(0.0)
-        for member in range(group):
-            for query in range(row * per_row, min((row + 1) * per_row, queries)):
-                place = weights + size * ((number * group + member) * queries + query) * columns
-                for stretch in range(first, last + 1):
-                    own = stretch * stride
-                    share = min(own + length, end) - max(own, begin)
-                    total += load(place + size * stretch) * (real(share) / real(length))
-        store(sums + size * (number * rows * blocks + item), total)
+        if own < blocks:
+            for member in range(group):
+                query = row * per_row + warp
+                while query < min((row + 1) * per_row, queries):
+                    place = weights + size * (((number * group + member) * queries + query) * columns + first)
+                    for stretch in range(first, last + 1):
+                        from_key = stretch * stride
+                        share = min(from_key + length, end) - max(from_key, begin)
+                        total += load(place) * (real(share) / real(length))
+                        place += size
+                    query += warps
+        shared[cuda.threadIdx.x] = total
+        cuda.syncthreads()
+        if warp == 0 and own < blocks:
+            for other in range(1, warps):
+                total += shared[32 * other + lane]
+            store(sums + size * ((number * rows + row) * blocks + own), total)
 
     return kernel
 

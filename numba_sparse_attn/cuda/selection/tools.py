@@ -21,6 +21,7 @@ from .attended import (
     SUM_THREADS,
     WEIGHTS_SIGNATURE,
     WEIGHTS_WARPS,
+    MassesShape,
     make_lines,
     make_masses,
     make_weights,
@@ -37,6 +38,8 @@ __all__ = ["DeviceTools"]
 _SCORES_BYTES = 32 << 20
 #: Rows that are scored at a time are a multiple of this.
 _ROWS = 128
+#: Warps that share the queries of a block which choose together.
+_MASSES_WARPS = 8
 
 
 class _Lists(NamedTuple):
@@ -122,7 +125,9 @@ class DeviceTools:
         if lists.chosen.size:
             per_row = limits.per_row
             with streams.on_device(self._device):
-                rows = self._panel(self.queries.heads, limits.rows, keys.count * per_row)
+                panel = self._panel(self.queries.heads, limits.queries, keys.count)
+                rows = min(limits.rows, max(1, panel // per_row))
+                shape = MassesShape(self._real.name, _MASSES_WARPS)
                 scores = self._scores(self.queries.heads, rows * per_row, max(keys.count, 1))
                 masses = self._scores(heads, rows, limits.most)
                 for first in range(0, limits.rows, rows):
@@ -131,12 +136,10 @@ class DeviceTools:
                     queries = min(count * per_row, limits.queries - begin)
                     self._weights(keys, seen, factor, scores.address, begin, queries)
                     self._at.launch(
-                        load_kernel(
-                            make_masses, self._real.name, MASSES_SIGNATURE, SUM_THREADS, self._device
-                        ),
-                        -(-count * limits.most // SUM_THREADS),
+                        load_kernel(make_masses, shape, MASSES_SIGNATURE, shape.threads, self._device),
+                        count * -(-limits.most // 32),
                         self._sizes.batch * heads,
-                        SUM_THREADS,
+                        shape.threads,
                         (
                             *(scores.address, masses.address, self._sizes.batch * heads, group),
                             *(queries, per_row, count, keys.count),
@@ -231,6 +234,7 @@ class DeviceTools:
 
     def _lists(self, heads: int, limits: Limits, always: Always, budgets: Sequence[int]) -> _Lists:
         """Room for lists of all rows of so many heads of every batch element."""
+        budgets = [min(budget, limits.most) for budget in budgets]  # which 32 bits hold
         counts = np.maximum(max(budgets), always.counts(limits))
         width = int(np.minimum(counts, limits.values()).max(initial=0))
         chosen = np.empty((self._sizes.batch * heads, limits.rows, width), np.int32)

@@ -65,6 +65,22 @@ def attend_with_warps(window, n):
     attend(patterns.random_keys(n, per_query=40, seed=1), n, "cuda-warp")
 
 
+def select():
+    """Every selection that reads a GPU's arrays: whole words and single elements, odd sizes, few rows."""
+    for dtype, width in ((torch.float16, 64), (torch.float32, 33), (torch.float64, 16)):
+        q = torch.randn(4, 90, width, device="cuda").to(dtype)
+        k = torch.randn(2, 130, width, device="cuda").to(dtype)
+        weight = np.ones(2 * width)
+        nsa.dynamic.block_top_k(q, k, 2, 16, causal=True)
+        nsa.dynamic.moba(q, k, [1, 2, 3, 4], 8)
+        nsa.dynamic.quest(q, k, 2, 8, query_block=5)
+        nsa.dynamic.top_k(q, k, 9, causal=True)
+        nsa.dynamic.nsa_branches(q, k, 4, 8, block=16, length=8, stride=4, query_block=3)
+        nsa.dynamic.vertical_slash(q, k, 3, 4, last=20)
+        nsa.dynamic.landmarks_by_importance(q, k, 3, 2)
+        nsa.dynamic.adaptive(q, k, weight, 0.0, 0.5)
+
+
 def main():
     torch.manual_seed(0)
     n = 200
@@ -77,6 +93,8 @@ def main():
         attend_with_parts_of_rows()
     if sys.argv[1] in ("all", "cuda-warp"):
         attend_with_warps(window, n)
+    if sys.argv[1] in ("all", "selection"):
+        select()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,13 @@ CASES = Path(__file__).with_name("sanitized.py")
 
 
 @pytest.mark.parametrize(
-    ("tool", "engines"), [("memcheck", "all"), ("racecheck", "cuda-warp"), ("racecheck", "mma.sync")]
+    ("tool", "engines"),
+    [
+        ("memcheck", "all"),
+        ("racecheck", "cuda-warp"),
+        ("racecheck", "mma.sync"),
+        ("racecheck", "selection"),
+    ],
 )
 def test_nothing_is_found(tool, engines):
     """Races are not looked for in Hopper's kernels: the tool does not know what the copy engine orders."""
