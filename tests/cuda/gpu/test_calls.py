@@ -536,8 +536,8 @@ def host_microseconds(call: Callable[[], Any]) -> float:
 def test_what_is_around_an_engine_is_cheap(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Views, checks, streams and memory of a repeated call; on an H200's host 11 us, and 22 us backward.
 
-    With all other cores at work on tests it is 16 to 23 us. The goal is 25 us with the launch, on a quiet host:
-    ``gpu/host_forward`` of the benchmarks holds that.
+    With all other cores at work on tests it is 16 to 23 us. The goal is 25 us with the launch, on a quiet
+    host: ``gpu/host_forward`` of the benchmarks holds that.
     """
     plan = make_plan()
     q, k, v, dout = on_gpu(library, problem_of())
