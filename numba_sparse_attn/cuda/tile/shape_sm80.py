@@ -39,8 +39,8 @@ _BLOCKINGS = {
     192: _Blocking(1, 64, 2, True),
     256: _Blocking(1, 32, 2, False),
 }
-#: Changes of scores of which one fits beside these. Beside others, or several, and up to 128, shorter steps or
-#: 16 rows a warp do.
+#: Changes of scores of which one fits beside these. Beside others, or several, up to 128, shorter steps or 16
+#: rows a warp do.
 _LIGHT_CHANGES = ("alibi", "softcap")
 _CHANGED_BLOCKINGS = _BLOCKINGS | {64: _Blocking(2, 32, 4, True), 128: _Blocking(1, 64, 3, True)}
 
