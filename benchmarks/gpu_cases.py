@@ -403,6 +403,25 @@ def gpu_quick_cases() -> list[Case]:
     return list(_tour())
 
 
+def _changed_tiles() -> Iterator[AttentionCase]:
+    """What changes of scores cost on Tensor Cores, beside FlexAttention with the same score_mod."""
+    for change, name, spec in (
+        ("alibi", "alibi_window", _spec("sliding_window", n=16_384, window=256)),
+        ("softcap", "softcap_causal", _spec("causal", n=16_384)),
+    ):
+        for direction in ("forward", "backward", "training"):
+            yield _gpu(
+                f"gpu-score/tile_{name}_{direction}",
+                spec,
+                16,
+                head_dim=128,
+                direction=direction,
+                changes=(change,),
+                peers=("flex_cuda", f"flex_cuda_{change}"),
+                engine="cuda-tile",
+            )
+
+
 def gpu_cases() -> list[Case]:
     """All of them, what matters most first: a limit of time cuts the end off."""
     on = sweeps.GPU
@@ -423,6 +442,7 @@ def gpu_cases() -> list[Case]:
         *COLD,
         *sweeps.plans(on),
         *sweeps.engine_map(on),
+        *_changed_tiles(),
         *sweeps.score_changes(on),
         *sweeps.normalisers(on),
         *_mesh(),

@@ -106,6 +106,8 @@ GPU_PEERS = {
     "sdpa_efficient": "gpu_sdpa:Efficient",
     "sdpa_math": "gpu_sdpa:Math",
     "flex_cuda": "gpu_flex",
+    "flex_cuda_alibi": "gpu_flex:Alibi",
+    "flex_cuda_softcap": "gpu_flex:SoftCap",
     "torch_unfused": "gpu_unfused",
     "flashinfer": "gpu_flashinfer",
     "pyg": "gpu_graph:Pyg",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from . import Prepared
 from .flex_masks import arithmetic_mask, lookup_mask
 from .torch_arrays import cuda_torch_absent, torch_version, with_autograd
 
-__all__ = ["Peer"]
+__all__ = ["Alibi", "Peer", "SoftCap"]
 
 #: Its default on a GPU, whose kernels work on tiles of 64 or 128.
 BLOCK = 128
@@ -72,6 +73,7 @@ class Peer:
         compiled = torch.compile(flex_attention, dynamic=False)
         options = {
             "block_mask": block_mask,
+            "score_mod": self._score_mod(workload),
             "scale": workload.scale,
             "enable_gqa": workload.heads != workload.kv_heads,
         }
@@ -85,6 +87,10 @@ class Peer:
         compile_seconds = prepared.setup.pop("first_call_seconds")
         prepared.setup = {"mask_seconds": made - start, "compile_seconds": compile_seconds}
         return prepared
+
+    def _score_mod(self, workload: Workload) -> Any:
+        """score_mod(score, batch, head, query, key) -> score, if scores are changed."""
+        return None
 
     def _block_mask(self, workload: Workload) -> Any:
         from torch.nn.attention.flex_attention import create_block_mask
@@ -101,6 +107,40 @@ class Peer:
         if isinstance(workload.pattern, nsa.Pattern):
             return _from_rows(workload.pattern, mask_mod, device)
         return create_block_mask(mask_mod, None, workload.heads, n_q, n_k, device=device, BLOCK_SIZE=BLOCK)
+
+
+class _Changed(Peer):
+    """With a score_mod: what one of our changes computes, which the case's oracle does not."""
+
+    change: str
+
+    def prepare(self, workload: Workload) -> Prepared:
+        """As without, and not compared with what the case computes."""
+        return replace(super().prepare(workload), checked=False, computes=f"scores through {self.change}")
+
+
+class Alibi(_Changed):
+    """Linear biases with the slopes of our case."""
+
+    name, change = "flex_cuda_alibi", "alibi"
+
+    def _score_mod(self, workload: Workload) -> Any:
+        import torch
+
+        slopes = torch.from_numpy(nsa.scores.alibi(workload.heads).slopes).float().to(workload.q.device)
+        offset = workload.pattern.shape[1] - workload.pattern.shape[0]
+        return lambda score, b, h, i, j: score - slopes[h] * (i + offset - j).abs()
+
+
+class SoftCap(_Changed):
+    """30 * tanh(score / 30)."""
+
+    name, change = "flex_cuda_softcap", "softcap"
+
+    def _score_mod(self, workload: Workload) -> Any:
+        import torch
+
+        return lambda score, b, h, i, j: 30.0 * torch.tanh(score / 30.0)
 
 
 def _from_rows(pattern: nsa.Pattern, mask_mod: Any, device: Any) -> Any:

@@ -26,6 +26,7 @@ from numba_sparse_attn.cuda.tile.shape_sm80 import fragment_shape, gradient_shap
 
 from .compiling import disassembled, instructions, ptx_of
 from .fragment_products import PRODUCTS_SIGNATURE, make_products
+from .test_tile_compile import CHANGES
 
 TYPES = {"float16": "f16", "bfloat16": "bf16"}
 TARGETS = {"sm_80": Target(8, 0), "sm_89": Target(8, 9), "sm_90a": Target(9, 0, "a"), "sm_120": Target(12, 0)}
@@ -183,3 +184,19 @@ def test_registers_hold_everything_of_gradients(kind, dimensions, masked, negate
     if shape.second:
         steps += width // 8 * (columns // 16)
     check_kernel(make_backward, BACKWARD_SIGNATURE, shape, target, shape.row_tiles * steps)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "changes"),
+    list(itertools.product((64, 128, 192), CHANGES)) if EVERYTHING else [(64, "softcap"), (128, "alibi")],
+)
+def test_registers_hold_changes_of_scores_too(head_dim, changes):
+    settings = {"masked": True, "negate": False, "changes": CHANGES[changes]}
+    shape = fragment_shape("float16", head_dim, head_dim, **settings)
+    kernels = [(make_forward(shape), FORWARD_SIGNATURE, shape.threads)]
+    for one in gradient_shapes("float16", head_dim, head_dim, **settings):
+        kernels.append((make_backward(one), BACKWARD_SIGNATURE, one.threads))
+    for kernel, signature, threads in kernels:
+        report = compile_kernel(kernel, signature, Target(8, 0), threads).report
+        found = {key: int(value) for key, value in _REPORT.search(report).groupdict().items()}
+        assert (found["stack"], found["stores"], found["loads"]) == (0, 0, 0)

@@ -29,7 +29,7 @@ from numba_sparse_attn.cuda.tile.statistics import (
 )
 
 from .compiling import disassembled, instructions, ptx_of
-from .test_tile_compile import DIMS, EVERYTHING, HOPPER, KINDS, checked
+from .test_tile_compile import CHANGES, DIMS, EVERYTHING, HOPPER, KINDS, checked
 
 
 def shapes():
@@ -71,6 +71,29 @@ def test_merging_needs_few_registers(of_keys):
             make_gradient_merge(shape), MERGE_GRADIENTS_SIGNATURE, HOPPER, 32 * MERGE_WARPS
         )
         assert 3 * 32 * MERGE_WARPS * checked(compiled) <= 1 << 16  # three blocks a multiprocessor
+
+
+def changed_shapes():
+    """Both sweeps, gradients of keys in one launch and in two."""
+    calls = [(128, "alibi", True), (64, "softcap", True), (128, "modify", False), (192, "relative", False)]
+    if EVERYTHING:
+        calls = list(itertools.product((64, 128, 192), CHANGES, (False, True)))
+    return [
+        shape
+        for dim, changes, of_keys in calls
+        for shape in gradient_shapes(
+            "bfloat16", dim, dim, of_keys=of_keys, masked=True, negate=False, changes=CHANGES[changes]
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "shape", changed_shapes(), ids=lambda s: f"{s.depth} {s.changes[0][0]} {s.of_keys} {s.first} {s.second}"
+)
+def test_registers_hold_changes_of_scores_too(shape):
+    compiled = compile_kernel(make_backward(shape), BACKWARD_SIGNATURE, HOPPER, THREADS)
+    assert checked(compiled) * THREADS <= 1 << 16
+    assert "HGMMA" in disassembled(compiled.cubin)
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -9,6 +9,7 @@ combinations, many minutes of compiling, are tried by
 from __future__ import annotations
 
 import itertools
+import math
 import re
 
 import pytest
@@ -18,11 +19,13 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from hypothesis import settings
 
+from numba_sparse_attn.cuda.changes import CompiledFunction
 from numba_sparse_attn.cuda.launch import Target, compile_kernel
 from numba_sparse_attn.cuda.tile.copies import COPY_SIGNATURE, COPY_THREADS, make_copy
 from numba_sparse_attn.cuda.tile.forward_sm90 import FORWARD_SIGNATURE, THREADS, make_forward
 from numba_sparse_attn.cuda.tile.merge import MERGE_SIGNATURE, MERGE_WARPS, MergeShape, make_merge
 from numba_sparse_attn.cuda.tile.shape import tile_shape
+from numba_sparse_attn.scores._derivative import derivative_of
 
 from .compiling import disassembled, instructions, ptx_of
 
@@ -61,6 +64,33 @@ def test_registers_hold_everything(kind, head_dim, value_dim, masked, negate):
     compiled = compile_kernel(make_forward(shape), FORWARD_SIGNATURE, HOPPER, THREADS)
     registers = checked(compiled)
     assert registers * THREADS <= 1 << 16  # what a launch asks for, before warpgroups shift registers
+    assert "HGMMA" in disassembled(compiled.cubin)
+
+
+def bent(score, head, i, j):
+    return 20.0 * math.tanh(score / 20.0) if j <= i else score - 0.1 * head
+
+
+#: What scores may go through.
+CHANGES = {
+    "alibi": (("alibi", False),),
+    "softcap": (("softcap",),),
+    "relative": (("relative", False),),
+    "modify": (("modify", CompiledFunction(bent, derivative_of(bent))),),
+    "two": (("alibi", False), ("softcap",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "changes"),
+    list(itertools.product((64, 128, 192), CHANGES))
+    if EVERYTHING
+    else [(128, "alibi"), (64, "modify"), (128, "two"), (192, "relative")],
+)
+def test_registers_hold_changes_of_scores_too(head_dim, changes):
+    shape = tile_shape("float16", head_dim, head_dim, masked=True, negate=False, changes=CHANGES[changes])
+    compiled = compile_kernel(make_forward(shape), FORWARD_SIGNATURE, HOPPER, THREADS)
+    assert checked(compiled) * THREADS <= 1 << 16
     assert "HGMMA" in disassembled(compiled.cubin)
 
 

@@ -96,10 +96,10 @@ def test_parts_of_rows_become_results(head_dim, poison, names):
     problem, scores = problem_with(names, mask, heads=1, head_dim=head_dim, dtype=np.float16)
     for change in scores:
         change.learnable = False
-    device = Device()
-    changes = device.changes(scores, request_for(problem, []), ())
     dirty = poisoned(problem, poison)
     tiles = as_pattern(mask).tiles()
+    device = Device()
+    changes = device.changes(scores, request_for(problem, tiles), ())
     counts = [3, 2]
     with np.errstate(invalid="ignore"):
         slots = parts_of_rows(dirty, 0, counts)

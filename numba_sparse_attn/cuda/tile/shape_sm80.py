@@ -39,6 +39,10 @@ _BLOCKINGS = {
     192: _Blocking(1, 64, 2, True),
     256: _Blocking(1, 32, 2, False),
 }
+#: Changes of scores of which one fits beside these. Beside others, or several, up to 128, shorter steps or 16
+#: rows a warp do.
+_LIGHT_CHANGES = ("alibi", "softcap")
+_CHANGED_BLOCKINGS = _BLOCKINGS | {64: _Blocking(2, 32, 4, True), 128: _Blocking(1, 64, 3, True)}
 
 
 def _padded(head_dim: int, value_dim: int) -> tuple[int, int, int]:
@@ -141,7 +145,13 @@ def fragment_shape(
     (96, 128, True)
     """
     depth, width, widest = _padded(head_dim, value_dim)
-    return FragmentShape(kind, depth, width, *_BLOCKINGS[widest], masked, negate, changes)
+    blockings = _BLOCKINGS if _is_light(changes, _LIGHT_CHANGES) else _CHANGED_BLOCKINGS
+    return FragmentShape(kind, depth, width, *blockings[widest], masked, negate, changes)
+
+
+def _is_light(changes: tuple[Any, ...], light: tuple[str, ...]) -> bool:
+    """Whether scores go through no more than one of these steps."""
+    return len(changes) < 2 and all(change[0] in light for change in changes)
 
 
 class _Gradients(NamedTuple):
@@ -171,6 +181,8 @@ _BY_KEYS = {
     192: _Gradients(64, 1, 32, False),
     256: _Gradients(64, 1, 16, False),
 }
+#: The same for changed scores: with derivatives, or after several steps, half as many others a step.
+_LIGHT_CHANGES_OF_GRADIENTS = ("alibi", "relative")
 #: Columns of dk and dv that a thread's registers hold at a time; beyond that, each has a launch of its own,
 #: which costs a second product with q.
 _MOST_SUMS = 256
@@ -281,6 +293,10 @@ def gradient_shapes(
     depth, width, widest = _padded(head_dim, value_dim)
     of_keys = [(True, True)] if depth + width <= _MOST_SUMS else [(True, False), (False, True)]
     by_queries, by_keys = _BY_QUERIES[widest], _BY_KEYS[widest]
+    if not _is_light(changes, _LIGHT_CHANGES_OF_GRADIENTS):
+        by_queries, by_keys = (
+            blocking._replace(columns=max(16, blocking.columns // 2)) for blocking in (by_queries, by_keys)
+        )
     return (
         GradientShape(kind, depth, width, False, True, False, *by_queries, masked, negate, changes),
         *(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,80 @@ def test_runs_are_staged(name):
     for change in changes:
         change.learnable = False
     check(problem, changes, pattern, "cuda-warp")
+
+
+#: Changes that the tile engine takes.
+ON_TILES = ("alibi", "softcap", "relative", "modify")
+
+
+def check_on_tiles(names, mask, **sizes):
+    problem, changes = problem_with(names, mask, **sizes)
+    for change in changes:
+        if change.kind != "sink":
+            change.learnable = False
+    check(problem, changes, nsa.as_pattern(mask), "cuda-tile")
+
+
+@pytest.mark.parametrize("name", ON_TILES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("head_dim", [40, 64, 128, 192])
+def test_every_change_on_tiles(name, dtype, head_dim):
+    """Partial tiles in both directions, groups, both passes."""
+    check_on_tiles([name], ragged(300, 330), heads=4, kv_heads=2, head_dim=head_dim, dtype=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("scale", [None, -0.2])
+def test_all_of_them_in_a_row_on_tiles(head_dim, scale):
+    logits = np.array([0.5, -1.0], np.float32)
+    check_on_tiles(
+        ON_TILES, ragged(200, 270), heads=2, head_dim=head_dim, dtype=DTYPES["float16"], sink=logits,
+        batch=(2,), scale=scale,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_TILES)
+def test_full_tiles(name):
+    """The kernels without masks."""
+    mask = np.ones((256, 384), bool)
+    check_on_tiles([name], mask, heads=2, kv_heads=1, head_dim=128, dtype=DTYPES["bfloat16"])
+
+
+@pytest.mark.parametrize("name", ON_TILES)
+def test_patterns_of_their_own_for_heads_of_a_group_on_tiles(name):
+    masks = np.stack([ragged(140, 133, seed) for seed in range(4)])
+    check_on_tiles([name], masks, heads=4, kv_heads=2, head_dim=64, dtype=DTYPES["float16"])
+
+
+@pytest.mark.parametrize("n_q", [1, 5])
+def test_heads_that_stand_behind_one_another(n_q):
+    """Queries of a group are rows of one tile, and rows of a few queries and many keys are cut."""
+    mask = np.random.default_rng(0).random((n_q, 20_000)) < 0.3
+    check_on_tiles(
+        ["alibi", "relative", "softcap"], mask, heads=8, kv_heads=2, head_dim=128, dtype=DTYPES["float16"]
+    )
+
+
+@pytest.mark.parametrize("name", ON_TILES)
+def test_rows_that_are_cut(name):
+    """Parts of a row with all keys, and the kernel that merges them."""
+    mask = patterns.sliding_window(3000, 20).toarray()
+    mask[[0, 1700]] = True
+    check_on_tiles([name], mask, heads=1, head_dim=64, dtype=DTYPES["float16"])
+
+
+def test_what_functions_make_of_pairs_that_are_not_selected_reaches_nothing():
+    def even(score, head, i, j):
+        return score if (i + j) % 2 == 0 else math.nan
+
+    pattern = nsa.as_pattern(np.indices((150, 300)).sum(axis=0) % 2 == 0)
+    q, dout = np.random.default_rng(0).standard_normal((2, 2, 150, 64)).astype(np.float16)
+    k, v = np.random.default_rng(1).standard_normal((2, 2, 300, 64)).astype(np.float16)
+    out, pullback = nsa.vjp(q, k, v, pattern, engine="cuda-tile")
+    change = scores.modify(even, lambda score, head, i, j: 1.0 if (i + j) % 2 == 0 else math.nan)
+    same, pull_same = nsa.vjp(q, k, v, pattern, engine="cuda-tile", scores=change)
+    for one, other in zip([out, *pullback(dout)], [same, *pull_same(dout)], strict=True):
+        np.testing.assert_allclose(other.astype(float), one.astype(float), atol=4e-3)
 
 
 @pytest.mark.parametrize("engine", ["cuda-warp", "cuda-tile"])
