@@ -115,9 +115,9 @@ def test_heads_that_stand_behind_one_another(n_q):
     )
 
 
-@pytest.mark.parametrize("name", ON_TILES)
+@pytest.mark.parametrize("name", [name for name in ON_TILES if name != "modify"])
 def test_rows_that_are_cut(name):
-    """Parts of a row with all keys, and the kernel that merges them."""
+    """Parts of a row with all keys, and the kernel that merges them. Functions take the oracle minutes."""
     mask = patterns.sliding_window(3000, 20).toarray()
     mask[[0, 1700]] = True
     check_on_tiles([name], mask, heads=1, head_dim=64, dtype=DTYPES["float16"])
