@@ -141,9 +141,9 @@ def assign(tiles: _Int64s, blocks: int) -> tuple[_Int64s, npt.NDArray[np.int32]]
     Each to the block that has the least so far: then no block ends later than another by more than its last
     item. What runs at a time is side by side in memory, one head after the other, or the same keys would come
     from there again and again: of causal documents of 1024 tokens, with the longest rows of all heads first,
-    a forward pass read 700 MB where 200 would do, and memory was busy for 78 % of the time. So only as many
-    items as there are blocks are sorted by length; more at the end, where that makes blocks end together; and
-    those that are long beside a block's share come first.
+    a forward pass moved 700 MB where 268 would do, and memory was busy for 78 % of its 0.192 ms; in this
+    order it takes 0.155. So only as many items as there are blocks are sorted by length; more at the end,
+    where that makes blocks end together; and those that are long beside a block's share come first.
 
     Parameters
     ----------
