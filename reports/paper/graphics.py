@@ -133,7 +133,7 @@ def _bars(
         row["case"]: row
         for row in found
         if row.get("speedup")
-        and row["direction"] == "forward"
+        and row.get("direction") == "forward"
         and any(fnmatch.fnmatchcase(row["case"], glob) for glob in globs)
     }
     if not own:
