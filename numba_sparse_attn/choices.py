@@ -197,10 +197,11 @@ _GPU_MOVED_RATE, _MOVING_START = 2.4e12, 8e-6
 def most_parts(rows: int) -> int:
     """How many parts there are at most of tile rows that are cut, of so many rows.
 
-    Rows that are longer than half of a multiprocessor's share: of these, and of parts beyond one a row, there
-    are at most two a multiprocessor. Rows so long that their sums lose digits: no more parts than rows.
+    No row is cut that is not longer than a third of a multiprocessor's share: of these, and of parts beyond
+    one a row, there are at most three a multiprocessor. Of rows so long that their sums lose digits there are
+    no more parts than rows.
     """
-    return max(4 * _MULTIPROCESSORS, rows)
+    return max(6 * _MULTIPROCESSORS, rows)
 
 
 def moving_on_gpu(moved: int) -> float:
