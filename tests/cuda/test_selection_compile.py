@@ -1,7 +1,13 @@
-"""Kernels of selections by content compile for every target, and registers hold everything; needs no GPU."""
+"""Kernels of selections by content compile for every target, and registers hold everything; needs no GPU.
+
+Of the kernels of blocks every other one is tried, such that any two of their properties meet. All are by
+
+    python -m pytest tests/cuda/test_selection_compile.py --hypothesis-profile thorough
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -32,6 +38,7 @@ from numba_sparse_attn.cuda.selection.products import PRODUCTS_SIGNATURE, make_p
 from numba_sparse_attn.testing import DTYPES
 
 from .compiling import disassembled
+from .test_tile_compile import EVERYTHING
 
 TARGETS = {"sm_80": Target(8, 0), "sm_90a": Target(9, 0, "a")}
 _REPORT = re.compile(
@@ -55,11 +62,19 @@ def compiled_of(make, shape, signature, threads, target, *, registers, blocks=1)
     return compiled
 
 
-@by_target
-@by_dtype
-@pytest.mark.parametrize("what", ["means", "extremes", "sides"])
-@pytest.mark.parametrize("words", [False, True])
-def test_blocks(dtype, target, what, words):
+def block_cases():
+    """(type, what, words, target)"""
+    properties = list(DTYPES), ["means", "extremes", "sides"], [False, True], list(TARGETS)
+    numbers = itertools.product(*(range(len(values)) for values in properties))
+    return [
+        tuple(values[number] for values, number in zip(properties, case, strict=True))
+        for case in numbers
+        if EVERYTHING or sum(case) % 2 == 0
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "what", "words", "target"), block_cases())
+def test_blocks(dtype, what, words, target):
     size = DTYPES[dtype].itemsize
     shape = blocks_shape(dtype, size, 128, real_of(dtype), what=what, words=words)
     compiled = compiled_of(make_blocks, shape, BLOCKS_SIGNATURE, BLOCKS_THREADS, target, registers=128)
