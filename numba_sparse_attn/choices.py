@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .formats.census import PANEL, Census
+from .formats.census import PANEL, Census, fair_part
 from .formats.tiles import TILE
 from .formats.work import Structure
 from .patterns.pattern import Pattern
@@ -184,9 +184,9 @@ _UNCUT = 4
 #: Bytes of keys and values a second, gathered one by one and staged in runs ('gpu/*'), by bytes an element.
 _GATHERED_RATE = 9.0e12
 _STAGED_RATES = {2: 14.0e12, 4: 18.0e12, 8: 8.0e12}
-#: Seconds that one warp takes for a key, and keys from which on it shares a row with others: never fewer, and
-#: never fewer than twice the average that warps have, if so many are at work ('gpu/window_512_1_heads').
-_WARP_KEY, _SHARED_FROM, _WARPS_AT_WORK = 30e-9, 512, 4096
+#: Seconds that one warp takes for a key of a row that it has alone: 27 ns staged ('gpu/window_512_1_heads'),
+#: 36 gathered ('gpu-catalogue/global_tokens').
+_WARP_KEY = 30e-9
 #: Seconds until anything is done at all.
 _TILE_START, _WARP_START = 10e-6, 5e-6
 #: Bytes a second that are moved by index, each read and written, and seconds until the four launches of that
@@ -235,7 +235,7 @@ def predict_gpu(pattern: Pattern, kind: Kind) -> tuple[Census, float, float]:
     tiles = _TILE_START + one_tile * max(kind.heads * work / _MULTIPROCESSORS, min(longest, _UNCUT))
     size = kind.dtype.itemsize
     rate = _STAGED_RATES[size] if pattern.regular else _GATHERED_RATE
-    alone = min(census.longest, max(_SHARED_FROM, 2 * census.nnz // _WARPS_AT_WORK))
+    alone = min(census.longest, fair_part(census.nnz))
     rows = _WARP_START + max(kind.heads * census.nnz * kind.width * size / rate, _WARP_KEY * alone)
     return census, tiles, rows
 

@@ -82,6 +82,7 @@ class BlockSource(PieceSource):
         """The own table alone: others keep theirs."""
         return {"_tables": self._tables.alone(self._head), "_head": 0}
 
+    # An attribute of other sources, which are given theirs.
     @cached_property
     def pieces(self) -> PieceArray:  # type: ignore[override]
         return self._tables.pieces(self._head)

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from ...formats.census import fair_part
 from ...formats.csr import Csr, canonical, to_csr
 from ...formats.work import Structure
 from .. import staging, streams
 from ..view import DeviceView
-from .schedule import PART_KEYS, Schedule, fair_part, make_schedule, share_runs
+from .schedule import PART_KEYS, Schedule, make_schedule, share_runs
 from .shape import SHARING_WARPS, WARPS
 
 __all__ = ["Heads", "Lists", "by_key_of", "entries_by_key_of", "heads_with", "lists_of", "table_of"]
@@ -60,7 +61,7 @@ def lists_of(csr: Csr, device: int, *, share: bool, wide: bool, whole: bool = Fa
         known = _LISTS.setdefault(csr, {})
         found = known.get((device, share, wide, whole))
         if found is None:
-            part_keys = min(PART_KEYS, fair_part(csr))
+            part_keys = min(PART_KEYS, fair_part(csr.nnz))
             schedule = share_runs(csr, SHARING_WARPS, part_keys) if share else None
             if schedule is not None:
                 found = _copied(schedule, device, wide)

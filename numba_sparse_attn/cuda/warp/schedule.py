@@ -20,15 +20,11 @@ from ...formats.csr import Csr
 from ...jit import inlined, kernel
 from .shape import WARPS
 
-__all__ = ["MOST_PARTS", "PART_KEYS", "Schedule", "Segments", "fair_part", "make_schedule", "share_runs"]
+__all__ = ["MOST_PARTS", "PART_KEYS", "Schedule", "Segments", "make_schedule", "share_runs"]
 
-#: Longest row that one warp takes alone, unless many rows are that long ...
+#: Longest row that one warp takes alone, unless many rows are that long; less where others have less to do:
+#: see ``fair_part`` of ``formats/census.py``.
 PART_KEYS = 8192
-#: ... and where others have less to do, no row is cut that is not longer than this. On an H200 one warp alone
-#: takes 36 ns a key: 16 global tokens of 4096 were 0.150 ms, where all other pairs take 0.01 ms.
-_LEAST_PART = 512
-#: How many warps are at work at a time on a large GPU.
-_WARPS_AT_WORK = 4096
 #: How many parts of that many keys there are at most: enough for every GPU, and a bound on their memory.
 MOST_PARTS = 4096
 
@@ -82,18 +78,6 @@ class Schedule:
     parts: int
     long_rows: npt.NDArray[np.int64]
     segments: Segments | None = None
-
-
-def fair_part(csr: Csr) -> int:
-    """Keys from which on a row is long for one warp: twice what a warp has to do if all do as much.
-
-    Examples
-    --------
-    >>> from numba_sparse_attn import patterns
-    >>> fair_part(patterns.global_tokens(4096, [0]).rows()), fair_part(patterns.causal(4096).rows())
-    (512, 4096)
-    """
-    return max(_LEAST_PART, 2 * (csr.nnz // _WARPS_AT_WORK))
 
 
 def _part_size(csr: Csr, part_keys: int) -> int:
